@@ -1,0 +1,1 @@
+"""HTTP: routes, and what every one of them has in common."""
