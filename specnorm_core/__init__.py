@@ -1,0 +1,55 @@
+"""Spectral-normalised networks: exact gradients, rigorous norms, training.
+
+Names resolve on first use (PEP 562), so that ``import specnorm_core.bounds`` loads no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specnorm_core import bounds, functional, gradients
+    from specnorm_core.activations import GroupSort
+    from specnorm_core.architecture import Architecture, build, preset
+    from specnorm_core.fit import DivergedError, Fit, Hyperparameters, StepRecord, fit
+    from specnorm_core.layers import SpectralConv2d, SpectralLayer, SpectralLinear
+    from specnorm_core.norms import attach, power_iteration, sigma, sigma_upper
+
+_HOME = {
+    "Architecture": "architecture",
+    "DivergedError": "fit",
+    "Fit": "fit",
+    "GroupSort": "activations",
+    "Hyperparameters": "fit",
+    "SpectralConv2d": "layers",
+    "SpectralLayer": "layers",
+    "SpectralLinear": "layers",
+    "StepRecord": "fit",
+    "attach": "norms",
+    "build": "architecture",
+    "fit": "fit",
+    "power_iteration": "norms",
+    "preset": "architecture",
+    "sigma": "norms",
+    "sigma_upper": "norms",
+}
+_MODULES = ("bounds", "functional", "gradients")
+
+__all__ = [
+    "Architecture", "DivergedError", "Fit", "GroupSort", "Hyperparameters", "SpectralConv2d", "SpectralLayer", "SpectralLinear",
+    "StepRecord", "attach", "bounds", "build", "fit", "functional", "gradients", "power_iteration", "preset", "sigma", "sigma_upper",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"specnorm_core.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"specnorm_core.{_HOME[name]}"), name)
+        # Importing the submodule `fit` binds the module over the function of the same name: bind what the name means.
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'specnorm_core' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,240 @@
+"""A network as data: what a bundle's ``architecture.json`` holds, and how to build the module again."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from specnorm_core.activations import GroupSort
+from specnorm_core.functional import Constraint, GradientMode
+from specnorm_core.layers import Norm, SpectralConv2d, SpectralLinear, choose
+
+Pair = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
+class Spec(BaseModel):
+    """One layer as data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Spectral(Spec):
+    """The options that the spectral layers share."""
+
+    bias: bool = True
+    gradient_mode: GradientMode = "full"
+    constraint: Constraint = "unit"
+    target: float = Field(1.0, gt=0)
+    norm: Norm = "operator"
+
+    def options(self) -> dict[str, object]:
+        """Return what the layer's constructor takes by these names."""
+        return self.model_dump(include={"bias", "gradient_mode", "constraint", "target", "norm"})
+
+
+class Linear(Spectral):
+    """``SpectralLinear``."""
+
+    kind: Literal["linear"] = "linear"
+    features: int = Field(ge=1, le=2**16)
+
+
+class Conv2d(Spectral):
+    """``SpectralConv2d``."""
+
+    kind: Literal["conv2d"] = "conv2d"
+    channels: int = Field(ge=1, le=2**14)
+    kernel: Pair = (3, 3)
+    stride: Pair = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+
+
+class Sort(Spec):
+    """``GroupSort``."""
+
+    kind: Literal["groupsort"] = "groupsort"
+    size: Literal[2] = 2
+
+
+class Relu(Spec):
+    """``ReLU``."""
+
+    kind: Literal["relu"] = "relu"
+
+
+class Flatten(Spec):
+    """Every axis but the first becomes one."""
+
+    kind: Literal["flatten"] = "flatten"
+
+
+class Unflatten(Spec):
+    """A flat row becomes an image ``(channels, height, width)``."""
+
+    kind: Literal["unflatten"] = "unflatten"
+    shape: tuple[int, int, int]
+
+
+LayerSpec = Annotated[Linear | Conv2d | Sort | Relu | Flatten | Unflatten, Field(discriminator="kind")]
+
+
+class Architecture(Spec):
+    """A chain of layers on inputs of ``input_shape`` (without the batch), normalised inside the graph as ``(x - shift) * scale``."""
+
+    input_shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, max_length=3)
+    shift: float = 0.0
+    scale: float = Field(1.0, gt=0)
+    layers: tuple[LayerSpec, ...] = Field(min_length=1, max_length=256)
+
+    def with_gradient_mode(self, mode: GradientMode) -> "Architecture":
+        """Return the same network with every spectral layer in ``mode``."""
+        layers = tuple(layer.model_copy(update={"gradient_mode": mode}) if isinstance(layer, Spectral) else layer for layer in self.layers)
+        return self.model_copy(update={"layers": layers})
+
+
+class Normalise(nn.Module):
+    """``(x - shift) * scale``: an affine map whose norm is ``scale``; it counts in the bound."""
+
+    def __init__(self, shift: float, scale: float) -> None:
+        super().__init__()
+        self.shift, self.scale = shift, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised input, same shape."""
+        return (x - self.shift) * self.scale
+
+
+class Network(nn.Module):
+    """What an architecture builds: ``normalise`` and then the ``layers`` in order; the layers' names are their positions."""
+
+    def __init__(self, normalise: Normalise, layers: list[nn.Module], input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.layers = nn.Sequential(*layers)
+        self.input_shape, self.output_shape = input_shape, output_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs of ``x (B, *input_shape)``."""
+        y: Tensor = self.layers(self.normalise(x))
+        return y
+
+
+Shape = tuple[int, ...]
+
+
+def _linear(spec: Linear, shape: Shape) -> tuple[nn.Module, Shape]:
+    (features,) = _expect(spec, shape, 1)
+    return SpectralLinear(features, spec.features, **spec.options()), (spec.features,)  # type: ignore[arg-type]  # checked by pydantic
+
+
+def _conv2d(spec: Conv2d, shape: Shape) -> tuple[nn.Module, Shape]:
+    channels, *size = _expect(spec, shape, 3)
+    out = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, spec.padding, spec.kernel, spec.stride, strict=True))
+    if min(out) < 1:
+        raise ValueError(f"a kernel of {spec.kernel} does not fit an image of {tuple(size)} with padding {spec.padding}")
+    layer = SpectralConv2d(
+        channels, spec.channels, spec.kernel, stride=spec.stride, padding=spec.padding, input_size=(size[0], size[1]), **spec.options()  # type: ignore[arg-type]  # checked by pydantic
+    )  # fmt: skip
+    return layer, (spec.channels, *out)
+
+
+def _sort(spec: Sort, shape: Shape) -> tuple[nn.Module, Shape]:
+    if shape[0] % spec.size:
+        raise ValueError(f"groupsort needs a number of features that {spec.size} divides, got {shape[0]}")
+    return GroupSort(spec.size), shape
+
+
+def _unflatten(spec: Unflatten, shape: Shape) -> tuple[nn.Module, Shape]:
+    (features,) = _expect(spec, shape, 1)
+    if math.prod(spec.shape) != features:
+        raise ValueError(f"{features} features do not make an image of {spec.shape}")
+    return nn.Unflatten(1, spec.shape), spec.shape
+
+
+def _expect(spec: Spec, shape: Shape, rank: int) -> Shape:
+    if len(shape) != rank:
+        raise ValueError(f"{type(spec).__name__.lower()} takes a sample of {rank} axes, got {shape}: put flatten or unflatten before it")
+    return shape
+
+
+BUILDERS: dict[type[Spec], Callable[..., tuple[nn.Module, Shape]]] = {
+    Linear: _linear,
+    Conv2d: _conv2d,
+    Sort: _sort,
+    Relu: lambda spec, shape: (nn.ReLU(), shape),
+    Flatten: lambda spec, shape: (nn.Flatten(), (math.prod(shape),)),
+    Unflatten: _unflatten,
+}
+
+
+def build(architecture: Architecture, *, seed: int | None = None) -> Network:
+    """Return the network that ``architecture`` describes, initialised from ``seed`` where one is given.
+
+    Raises:
+        ValueError: the shapes do not follow from one another; the sentence names the layer.
+    """
+    shape: Shape = architecture.input_shape
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for index, spec in enumerate(architecture.layers):
+            try:
+                layer, shape = BUILDERS[type(spec)](spec, shape)
+            except ValueError as error:
+                raise ValueError(f"layer {index}: {error}") from None
+            layers.append(layer)
+    return Network(Normalise(architecture.shift, architecture.scale), layers, architecture.input_shape, shape)
+
+
+ACTIVATIONS: dict[str, Sort | Relu] = {"groupsort": Sort(), "relu": Relu()}
+
+
+def _mlp(widths: tuple[int, ...]) -> Callable[..., tuple[LayerSpec, ...]]:
+    def layers(shape: Shape, outputs: int, activation: Sort | Relu) -> tuple[LayerSpec, ...]:
+        hidden: list[LayerSpec] = [] if len(shape) == 1 else [Flatten()]
+        for width in widths:
+            hidden += [Linear(features=width), activation]
+        return (*hidden, Linear(features=outputs))
+
+    return layers
+
+
+def _cnn(shape: Shape, outputs: int, activation: Sort | Relu) -> tuple[LayerSpec, ...]:
+    first: tuple[LayerSpec, ...] = ()
+    if len(shape) == 1:
+        side = math.isqrt(shape[0])
+        if side * side != shape[0]:
+            raise ValueError(f"the preset cnn needs images; {shape[0]} flat features are no square")
+        first = (Unflatten(shape=(1, side, side)),)
+    return (
+        *first,
+        Conv2d(channels=16, padding=(1, 1)), activation,
+        Conv2d(channels=32, kernel=(2, 2), stride=(2, 2)), activation,
+        Flatten(), Linear(features=128), activation, Linear(features=outputs),
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Callable[..., tuple[LayerSpec, ...]]] = {"mlp-small": _mlp((64,)), "mlp": _mlp((128, 128)), "cnn": _cnn}
+
+
+def preset(
+    name: str,
+    input_shape: Shape,
+    outputs: int,
+    *,
+    activation: str = "groupsort",
+    gradient_mode: GradientMode = "full",
+    shift: float = 0.0,
+    scale: float = 1.0,
+) -> Architecture:
+    """Return the named network for samples of ``input_shape`` and ``outputs`` classes.
+
+    Raises:
+        ValueError: no preset or activation has this name; the sentence lists those that there are.
+    """
+    layers = PRESETS[choose("arch", name, PRESETS)](input_shape, outputs, ACTIVATIONS[choose("activation", activation, ACTIVATIONS)])
+    return Architecture(input_shape=input_shape, shift=shift, scale=scale, layers=layers).with_gradient_mode(gradient_mode)

@@ -1,0 +1,227 @@
+"""Training as an iterator of plain records: it writes nothing by itself, and goes on from a checkpoint as if nothing had happened."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from specnorm_core.data import Dataset
+from specnorm_core.functional import GradientMode
+from specnorm_core.norms import converge, power_iteration, spectral_layers
+
+CHECK_EVERY = 16
+"""Steps between two looks at loss and sigma for values that are not finite: each look waits for the device."""
+
+
+class DivergedError(ArithmeticError):
+    """Training produced a value that is not finite; the sentence says at which step, in which layer, and what to try."""
+
+
+class Hyperparameters(BaseModel):
+    """How to train; the ranges are those that the fine-tune endpoint accepts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    gradient_mode: GradientMode = Field("full", description="`full` is the gradient of the loss; `simplified` holds sigma constant.")
+    n_epochs: int = Field(20, ge=1, le=10_000, description="Passes over the data.")
+    batch_size: int = Field(64, ge=1, le=65_536, description="Rows per step.")
+    learning_rate: float = Field(3e-3, gt=0, le=1e30, description="Step size of the optimiser.")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam, or SGD with momentum 0.9.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="L2 penalty on the raw weights and biases.")
+    loss: Literal["cross_entropy", "margin", "mse"] = Field("cross_entropy", description="What is minimised.")
+    temperature: float = Field(10.0, gt=0, le=1e4, description="What logits are multiplied with in the loss (never in the served model).")
+    margin: float = Field(0.5, gt=0, description="The margin that the loss `margin` asks for, in logits after temperature.")
+    power_iterations: int = Field(1, ge=1, le=100, description="Power iterations per optimiser step.")
+    checkpoint_every: int = Field(100, ge=1, description="Steps between two checkpoints.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class StepRecord(BaseModel):
+    """What is known after one step; ``sigmas`` are the running estimates (lower bounds) of the raw weights, by layer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    accuracy: float | None
+    sigmas: dict[str, float]
+    seconds: float
+
+
+def _margin(logits: Tensor, y: Tensor, margin: float) -> Tensor:
+    """Multi-class hinge: how far the true logit falls short of ``margin`` above the best other one."""
+    true = logits.gather(1, y[:, None])
+    others = logits.scatter(1, y[:, None], -torch.inf).amax(dim=1, keepdim=True)
+    return F.relu(margin - (true - others)).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Hyperparameters], Tensor]] = {
+    "cross_entropy": lambda out, y, options: F.cross_entropy(out * options.temperature, y),
+    "margin": lambda out, y, options: _margin(out * options.temperature, y, options.margin),
+    "mse": lambda out, y, options: F.mse_loss(out.squeeze(-1), y.to(out.dtype)),
+}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": lambda parameters, lr, weight_decay: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9),
+}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Dataset, batch: int = 1024) -> dict[str, float]:
+    """Return ``accuracy`` (classes) or ``mse`` (values) of ``model`` on ``data``, in eval mode."""
+    training = model.training
+    model.eval()
+    outputs = torch.cat([model(torch.from_numpy(data.x[at : at + batch])) for at in range(0, len(data), batch)])
+    model.train(training)
+    y = torch.from_numpy(data.y)
+    if data.y.dtype.kind == "i":
+        return {"accuracy": float((outputs.argmax(dim=1) == y).double().mean())}
+    return {"mse": float(F.mse_loss(outputs.squeeze(-1), y))}
+
+
+class Fit:
+    """One training run: iterate over it for records; ``checkpoint()`` at any time; ``resume`` a checkpoint's bytes to go on.
+
+    With the same seed, data and thread count on a CPU a resumed run ends with the same bits as one that was never stopped.
+
+    Args:
+        model: built by an architecture; trained in place, its spectral layers set to the run's gradient mode.
+        data: the rows to learn.
+        hyperparameters: how.
+        validation: rows whose accuracy is reported after each epoch.
+        resume: what ``checkpoint()`` of a run with the same arguments returned.
+
+    Raises:
+        ValueError: the data and the model do not fit each other, or the checkpoint is of another run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        hyperparameters: Hyperparameters | None = None,
+        *,
+        validation: Dataset | None = None,
+        resume: bytes | None = None,
+    ) -> None:
+        self.model, self.data, self.validation = model, data, validation
+        self.options = hyperparameters or Hyperparameters()
+        if self.options.loss != "mse" and data.y.dtype.kind != "i":
+            raise ValueError(f"the loss {self.options.loss} needs integer class labels; the targets are real numbers: use the loss mse")
+        for layer in spectral_layers(model).values():
+            layer.gradient_mode = self.options.gradient_mode
+        self.optimizer = OPTIMIZERS[self.options.optimizer](
+            model.parameters(), lr=self.options.learning_rate, weight_decay=self.options.weight_decay
+        )
+        self.step = 0
+        self.per_epoch = -(-len(data) // self.options.batch_size)
+        self.steps = self.per_epoch * self.options.n_epochs
+        self._accuracy: float | None = None
+        if resume is not None:
+            self._restore(resume)
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        self.model.train()
+        start = time.monotonic()
+        x, y = torch.from_numpy(self.data.x), torch.from_numpy(self.data.y)
+        order = torch.empty(0)
+        while self.step < self.steps:
+            epoch, position = divmod(self.step, self.per_epoch)
+            if position == 0 or len(order) == 0:
+                # The order is a function of seed and epoch, so a resumed run needs no sampler state.
+                order = torch.from_numpy(np.random.default_rng([self.options.seed, epoch]).permutation(len(x)))
+            rows = order[position * self.options.batch_size : (position + 1) * self.options.batch_size]
+            loss = self._advance(x[rows], y[rows])
+            self.step += 1
+            last = self.step % self.per_epoch == 0
+            if last or self.step % CHECK_EVERY == 0 or self.step == self.steps:
+                self._check(loss)
+            if self.step == self.steps:
+                self._finish()
+            if last and self.validation is not None:
+                self._accuracy = evaluate(self.model, self.validation).get("accuracy")
+            yield StepRecord(
+                step=self.step, steps=self.steps, epoch=epoch + 1, loss=float(loss), accuracy=self._accuracy if last else None,
+                sigmas={name: float(layer.sigma()) for name, layer in spectral_layers(self.model).items()} if last else {},
+                seconds=time.monotonic() - start,
+            )  # fmt: skip
+
+    def _advance(self, x: Tensor, y: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = LOSSES[self.options.loss](self.model(x), y, self.options)
+        loss.backward()
+        self.optimizer.step()
+        power_iteration(self.model, self.options.power_iterations)
+        return loss.detach()
+
+    def _check(self, loss: Tensor) -> None:
+        """Stop at the first sign of divergence.
+
+        Raises:
+            DivergedError: the loss or a weight is not finite.
+        """
+        advice = f"try a learning_rate below {self.options.learning_rate:g}"
+        for name, layer in spectral_layers(self.model).items():
+            if not (bool(torch.isfinite(layer.weight).all()) and bool(torch.isfinite(layer.sigma()))):
+                raise DivergedError(f"layer {name!r} is not finite after step {self.step} of {self.steps}: {advice}")
+        if not bool(torch.isfinite(loss)):
+            raise DivergedError(f"the loss is {float(loss)} at step {self.step} of {self.steps}: {advice}")
+
+    def _finish(self) -> None:
+        """End with a converged (u, v): one step of power iteration per optimiser step lags behind the weights."""
+        converge(self.model)
+        self.model.eval()
+
+    def checkpoint(self) -> bytes:
+        """Return everything that is needed to go on, as safetensors: weights, (u, v), optimiser, position."""
+        tensors = {f"model.{key}": value.contiguous() for key, value in self.model.state_dict().items()}
+        for name, layer in spectral_layers(self.model).items():
+            tensors[f"u.{name}"], tensors[f"v.{name}"] = (part.contiguous() for part in layer.pair)
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value).contiguous() for key, value in state.items() if value is not None}
+        about = {"step": self.step, "rows": len(self.data), "digest": self.data.digest, "options": self.options.model_dump_json()}
+        return save_tensors(tensors, metadata={"fit": json.dumps(about)})
+
+    def _restore(self, content: bytes) -> None:
+        about = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["fit"])
+        expected = {"rows": len(self.data), "digest": self.data.digest, "options": self.options.model_dump_json()}
+        different = [key for key, value in expected.items() if about[key] != value]
+        if different:
+            raise ValueError(f"the checkpoint is of another run: its {' and '.join(different)} differ")
+        tensors = load_tensors(content)
+        self.model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model.")})
+        for name, layer in spectral_layers(self.model).items():
+            layer.set_pair(tensors[f"u.{name}"], tensors[f"v.{name}"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".", 2)
+                state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.step = about["step"]
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    validation: Dataset | None = None,
+    resume: bytes | None = None,
+    hyperparameters: Hyperparameters | None = None,
+    epochs: int | None = None,
+    gradient_mode: GradientMode | None = None,
+) -> Iterator[StepRecord]:
+    """Train ``model`` on ``data`` and yield a record per step; see :class:`Fit`. ``epochs`` and ``gradient_mode`` override."""
+    changes = {key: value for key, value in {"n_epochs": epochs, "gradient_mode": gradient_mode}.items() if value is not None}
+    options = Hyperparameters.model_validate((hyperparameters or Hyperparameters()).model_dump() | changes)
+    yield from Fit(model, data, options, validation=validation, resume=resume)

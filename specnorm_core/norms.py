@@ -1,0 +1,78 @@
+"""Sigma of a layer or of a whole model: estimate, rigorous bound, and the power iteration that keeps (u, v) fresh."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from specnorm_core import bounds
+from specnorm_core.layers import SpectralConv2d, SpectralLayer
+
+
+def spectral_layers(model: nn.Module) -> dict[str, SpectralLayer]:
+    """Return the spectral layers of ``model`` by their dotted names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SpectralLayer)}
+
+
+def power_iteration(model: nn.Module, steps: int = 1) -> None:
+    """Step the power iteration of every spectral layer of ``model``; a forward pass never does."""
+    for layer in spectral_layers(model).values():
+        layer.refresh(steps)
+
+
+def converge(model: nn.Module, *, tolerance: float = 1e-6, most: int = 2000) -> None:
+    """Derive (u, v) of every layer anew and iterate until sigma stands still (relative ``tolerance`` over ten steps).
+
+    Raises:
+        ValueError: a weight is zero or not finite; the sentence names the layer.
+    """
+    for name, layer in spectral_layers(model).items():
+        try:
+            layer.rederive()
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from None
+        before = float(layer.sigma())
+        for _ in range(most // 10):
+            now = float(layer.refresh(10).sigma())
+            if abs(now - before) <= tolerance * now:
+                break
+            before = now
+
+
+def attach(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1) -> torch.utils.hooks.RemovableHandle:
+    """Refresh (u, v) of ``model`` after every ``optimizer.step()``; ``remove()`` of what is returned ends it."""
+    return optimizer.register_step_post_hook(lambda *_: power_iteration(model, steps))
+
+
+def matrix(layer: SpectralLayer) -> np.ndarray:
+    """Return the weight of ``layer`` as a float64 matrix ``(out, rest)``."""
+    weight: np.ndarray = layer.weight.detach().double().flatten(1).cpu().numpy()
+    return weight
+
+
+def sigma(of: SpectralLayer | Tensor) -> float:
+    """Return the estimate of sigma of a layer (its cached pair) or of a matrix ``(m, n)``; a lower bound."""
+    if isinstance(of, SpectralLayer):
+        return float(of.sigma())
+    return bounds.sigma_estimate(of.detach().double().cpu().numpy())
+
+
+def sigma_upper(of: SpectralLayer | Tensor) -> float:
+    """Return a rigorous upper bound of sigma, rounding included, of a layer (in the norm it is built with) or of a matrix ``(m, n)``."""
+    if not isinstance(of, SpectralLayer):
+        return bounds.sigma_upper(of.detach().double().cpu().numpy())
+    if isinstance(of, SpectralConv2d) and of.norm == "operator":
+        return operator_sigma_upper(of, of.weight)
+    return bounds.sigma_upper(matrix(of))
+
+
+def operator_sigma_upper(layer: SpectralLayer, weight: Tensor, input_size: tuple[int, ...] | None = None) -> float:
+    """Return a rigorous upper bound of the norm of the *true* linear map of ``layer`` with ``weight`` in the place of its own.
+
+    ``input_size`` is the image size (h, w) of a convolution; without it, and without one of the layer's own, the bound holds for every size.
+    """
+    array = weight.detach().double().cpu().numpy()
+    if not isinstance(layer, SpectralConv2d):
+        return bounds.sigma_upper(array)
+    return bounds.conv_sigma_upper(
+        array, input_size=layer.input_size or input_size, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
+    )
