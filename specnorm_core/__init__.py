@@ -10,23 +10,23 @@ if TYPE_CHECKING:
     from specnorm_core import bounds, functional, gradients
     from specnorm_core.activations import GroupSort
     from specnorm_core.architecture import Architecture, build, preset
-    from specnorm_core.fit import DivergedError, Fit, Hyperparameters, StepRecord, fit
+    from specnorm_core.training import DivergedError, Fit, Hyperparameters, StepRecord, fit
     from specnorm_core.layers import SpectralConv2d, SpectralLayer, SpectralLinear
     from specnorm_core.norms import attach, power_iteration, sigma, sigma_upper
 
 _HOME = {
     "Architecture": "architecture",
-    "DivergedError": "fit",
-    "Fit": "fit",
+    "DivergedError": "training",
+    "Fit": "training",
     "GroupSort": "activations",
-    "Hyperparameters": "fit",
+    "Hyperparameters": "training",
     "SpectralConv2d": "layers",
     "SpectralLayer": "layers",
     "SpectralLinear": "layers",
-    "StepRecord": "fit",
+    "StepRecord": "training",
     "attach": "norms",
     "build": "architecture",
-    "fit": "fit",
+    "fit": "training",
     "power_iteration": "norms",
     "preset": "architecture",
     "sigma": "norms",
@@ -45,7 +45,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"specnorm_core.{name}")
     if name in _HOME:
         value = getattr(importlib.import_module(f"specnorm_core.{_HOME[name]}"), name)
-        # Importing the submodule `fit` binds the module over the function of the same name: bind what the name means.
         globals()[name] = value
         return value
     raise AttributeError(f"module 'specnorm_core' has no attribute {name!r}")
