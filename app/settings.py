@@ -22,6 +22,7 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, description="Threads of one ONNX Runtime session; 0 = the CPUs that this process may use.")
     max_batch_rows: int = Field(256, ge=1, description="Most rows that requests are collected into for one run.")
     queue_rows: int = Field(16384, ge=1, description="Most rows that may wait for one version; past it 429.")
+    loaded_versions: int = Field(4, ge=0, description="Versions that are not live and stay loaded once they were asked for.")
     request_timeout: float = Field(30.0, gt=0, description="Seconds after which a waiting request is answered 503.")
     max_json_bytes: int = Field(16 * 2**20, ge=1, description="Largest JSON body of an inference request.")
     max_binary_bytes: int = Field(64 * 2**20, ge=1, description="Largest body of an inference request with binary tensors.")

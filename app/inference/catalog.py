@@ -1,0 +1,317 @@
+"""What is live: for each model one loaded version that answers by default, and a few others that were asked for."""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict, defaultdict
+from typing import Final, Literal, NamedTuple, Protocol
+
+from app.errors import ConflictError, CorruptError, NotFoundError, SpecnormError, UnavailableError
+from app.inference.batcher import Batcher
+from app.inference.codec import Codec, Encoded, Request
+from app.inference.session import Session
+from app.inference.statistics import Statistics, Times
+from app.inference.tensors import Array
+from app.settings import Settings
+from export.bundle import Manifest
+
+Key = tuple[str, str]
+
+_DRAIN_POLL: Final = 0.01
+
+log = logging.getLogger(__name__)
+
+
+class Artifact(NamedTuple):
+    """A model and what is said about it; the digest of ``model`` is already checked."""
+
+    manifest: Manifest
+    model: bytes
+
+
+class Source(Protocol):
+    """Where versions come from. Every method blocks, and is called on a thread."""
+
+    def models(self) -> list[str]:
+        """Return the names of all models."""
+        ...
+
+    def versions(self, model: str) -> list[str]:
+        """Return the versions of ``model``; NotFoundError where it is unknown."""
+        ...
+
+    def live(self, model: str) -> str | None:
+        """Return the promoted version of ``model``."""
+        ...
+
+    def artifact(self, model: str, version: str) -> Artifact:
+        """Return a version; NotFoundError, or CorruptError where its bytes are not those recorded."""
+        ...
+
+
+class Response(NamedTuple):
+    """Outputs of one request by name, and the nanoseconds that it waited and ran."""
+
+    outputs: dict[str, Array]
+    queue_ns: int
+    run_ns: int
+
+
+class State(NamedTuple):
+    """What the repository index says of one version."""
+
+    model: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE", "LOADING"]
+    reason: str = ""
+
+
+class Served:
+    """One loaded version. Whoever holds it can use it to the end, live or not any more."""
+
+    def __init__(self, name: str, version: str, artifact: Artifact, settings: Settings, statistics: Statistics) -> None:
+        """Load and warm it; blocks, and raises what :class:`Session` raises."""
+        self.name = name
+        self.version = version
+        self.manifest = artifact.manifest
+        self.digest = artifact.manifest.model_digest
+        self.statistics = statistics
+        session = Session(artifact.model, artifact.manifest, settings)
+        self.device = session.device
+        self._timeout = settings.request_timeout
+        self._codec = Codec(name, version, artifact.manifest, max_rows=settings.queue_rows)
+        self._batcher = Batcher(
+            session,
+            statistics,
+            together=artifact.manifest.signature.rows_independent,
+            max_batch_rows=settings.max_batch_rows,
+            queue_rows=settings.queue_rows,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return self._batcher.idle
+
+    def decode(self, body: bytes, json_bytes: int | None = None) -> Request:
+        """Return the request in ``body``; see :meth:`Codec.decode`."""
+        return self._codec.decode(body, json_bytes)
+
+    async def infer(self, request: Request) -> Response:
+        """Return what the model gives for ``request``.
+
+        Raises:
+            QueueFullError: too many rows wait for this version.
+            UnavailableError: the deadline passed.
+            InvalidRequestError: the graph cannot be run on these inputs.
+        """
+        limit = self._timeout if request.timeout is None else min(self._timeout, request.timeout)
+        return Response(*await self._batcher.submit(request.inputs, request.rows, asyncio.get_running_loop().time() + limit))
+
+    async def answer(self, body: bytes, json_bytes: int | None = None) -> tuple[Encoded, int]:
+        """Do all of one request, bytes to bytes, and count it; returns the answer and its rows."""
+        begun = time.perf_counter_ns()
+        try:
+            request = self.decode(body, json_bytes)
+            decoded = time.perf_counter_ns()
+            response = await self.infer(request)
+            computed = time.perf_counter_ns()
+            encoded = self._codec.encode(request, response.outputs)
+        except BaseException:
+            self.statistics.failed(time.perf_counter_ns() - begun)
+            raise
+        times = Times(decoded - begun, response.queue_ns, response.run_ns, time.perf_counter_ns() - computed)
+        self.statistics.succeeded(times)
+        return encoded, request.rows
+
+
+class Catalog:
+    """Hands out versions. All methods but the constructor run on one event loop."""
+
+    def __init__(self, source: Source, settings: Settings) -> None:
+        self._source = source
+        self._settings = settings
+        self._live: dict[str, Served] = {}
+        self._others: OrderedDict[Key, Served] = OrderedDict()
+        self._failures: dict[Key, str] = {}
+        self._loads: dict[Key, asyncio.Task[Served]] = {}
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._statistics: dict[Key, Statistics] = {}
+        self._wanted: set[str] = set()
+        self._started = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model that has a live version answers."""
+        return self._started and self._wanted <= self._live.keys()
+
+    async def start(self) -> None:
+        """Load the live version of every model; one that cannot be loaded is logged and not ready, the others serve."""
+        for model in await asyncio.to_thread(self._source.models):
+            version = await asyncio.to_thread(self._source.live, model)
+            if version is None:
+                continue
+            self._wanted.add(model)
+            try:
+                await self.go_live(model, version)
+            except SpecnormError as error:
+                log.error("%s version %s is not served: %s", model, version, error)
+            except Exception:  # what goes wrong with one model must not keep the others from serving
+                log.exception("%s version %s is not served", model, version)
+        self._started = True
+
+    async def prepare(self, model: str, version: str) -> None:
+        """Load and warm a version without making it live; one that failed before is tried anew.
+
+        Raises:
+            NotFoundError: there is no such version.
+            CorruptError: it cannot be served.
+            UnavailableError: the device that the settings demand is not had.
+        """
+        self._failures.pop((model, version), None)
+        await self._obtain(model, version)
+
+    async def go_live(self, model: str, version: str) -> None:
+        """Make a version the one that answers by default. The one before stays loaded, and finishes what it has.
+
+        Promotions of one model take effect in the order of these calls. Raises what :meth:`prepare` raises.
+        """
+        async with self._turns[model]:
+            self._failures.pop((model, version), None)
+            self._swap(await self._obtain(model, version))
+
+    async def reload(self, model: str) -> None:
+        """Read the promoted version of ``model`` again and make it live. Raises what :meth:`prepare` raises."""
+        async with self._turns[model]:
+            version = await asyncio.to_thread(self._source.live, model)
+            if version is None:
+                await asyncio.to_thread(self._source.versions, model)  # an unknown model is another error
+                raise UnavailableError(f"No version of the model {model!r} is live: promote one.")
+            self._failures.pop((model, version), None)
+            self._swap(await self._load(model, version))
+
+    async def forget(self, model: str, version: str) -> None:
+        """Drop a version that is being deleted.
+
+        Raises:
+            ConflictError: it is live.
+        """
+        loading = self._loads.get((model, version))
+        if loading is not None:
+            await asyncio.wait([loading])
+        if self.live_version(model) == version:
+            raise ConflictError(f"Version {version} of {model!r} is live: promote another one first.")
+        for held in (self._others, self._failures, self._statistics):
+            held.pop((model, version), None)
+
+    def live_version(self, model: str) -> str | None:
+        """Return the version that answers by default, None where none is loaded."""
+        live = self._live.get(model)
+        return live.version if live else None
+
+    async def get(self, model: str, version: str | None = None) -> Served:
+        """Return the live version, or the one asked for, which is loaded where it is not.
+
+        Raises:
+            NotFoundError: there is no such model or version.
+            UnavailableError: it exists and cannot be served now.
+        """
+        live = self._live.get(model)
+        if live is not None and version in (None, live.version):
+            return live
+        if version is None:
+            return await self._missing(model)
+        try:
+            return await self._obtain(model, version)
+        except CorruptError as error:
+            raise UnavailableError(f"Version {version} of {model!r} cannot be served: {error}") from None
+
+    async def versions(self, model: str) -> list[str]:
+        """Return all versions of ``model``; NotFoundError where it is unknown."""
+        return await asyncio.to_thread(self._source.versions, model)
+
+    async def states(self) -> list[State]:
+        """Return the state of every version of every model."""
+        return [
+            self._state(model, version)
+            for model in await asyncio.to_thread(self._source.models)
+            for version in await asyncio.to_thread(self._source.versions, model)
+        ]
+
+    def statistics(self) -> dict[Key, tuple[Statistics, str | None]]:
+        """Return the statistics of every version that was ever loaded, with its device where it still is."""
+        loaded = {key: self._loaded(*key) for key in self._statistics}
+        return {key: (self._statistics[key], served.device if served else None) for key, served in loaded.items()}
+
+    async def close(self) -> None:
+        """Wait until every request has its answer, as long as the settings grant."""
+        end = time.monotonic() + self._settings.drain_seconds
+        while time.monotonic() < end and not all(served.idle for served in (*self._live.values(), *self._others.values())):
+            await asyncio.sleep(_DRAIN_POLL)
+
+    async def _missing(self, model: str) -> Served:
+        await asyncio.to_thread(self._source.versions, model)  # raises where the model is unknown
+        version = await asyncio.to_thread(self._source.live, model)
+        if version is None:
+            raise UnavailableError(f"No version of the model {model!r} is live: promote one.")
+        reason = self._failures.get((model, version), "it is being loaded")
+        raise UnavailableError(f"The live version {version} of {model!r} cannot be served: {reason}")
+
+    def _state(self, model: str, version: str) -> State:
+        key = (model, version)
+        if self._loaded(*key):
+            return State(model, version, "READY")
+        if key in self._loads:
+            return State(model, version, "LOADING")
+        return State(model, version, "UNAVAILABLE", self._failures.get(key, "not loaded; the first request to this version loads it"))
+
+    def _loaded(self, model: str, version: str) -> Served | None:
+        live = self._live.get(model)
+        return live if live and live.version == version else self._others.get((model, version))
+
+    def _swap(self, served: Served) -> None:
+        before = self._live.get(served.name)
+        self._live[served.name] = served
+        self._wanted.add(served.name)
+        self._others.pop((served.name, served.version), None)
+        if before is not None and before.version != served.version:
+            self._keep(before)
+
+    def _keep(self, served: Served) -> None:
+        """Hold a version that is not live; the one unused for longest makes room, and ends with its last request."""
+        self._others[served.name, served.version] = served
+        self._others.move_to_end((served.name, served.version))
+        while len(self._others) > self._settings.loaded_versions:
+            self._others.popitem(last=False)
+
+    async def _obtain(self, model: str, version: str) -> Served:
+        if (model, version) in self._others:
+            self._others.move_to_end((model, version))
+        return self._loaded(model, version) or await self._load(model, version)
+
+    async def _load(self, model: str, version: str) -> Served:
+        """Load a version once, however many ask; the load goes on when one that asked is cancelled."""
+        key = (model, version)
+        if key in self._failures:
+            raise CorruptError(self._failures[key])
+        task = self._loads.get(key)
+        if task is None:
+            task = self._loads[key] = asyncio.create_task(asyncio.to_thread(self._build, model, version))
+            task.add_done_callback(lambda done: self._settle(key, done))
+        return await asyncio.shield(task)
+
+    def _settle(self, key: Key, done: asyncio.Task[Served]) -> None:
+        self._loads.pop(key, None)
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is None:
+            self._statistics[key] = done.result().statistics
+            self._keep(done.result())
+        elif isinstance(error, CorruptError | UnavailableError):
+            self._failures[key] = str(error)
+
+    def _build(self, model: str, version: str) -> Served:
+        artifact = self._source.artifact(model, version)
+        statistics = self._statistics.get((model, version)) or Statistics(model_bytes=len(artifact.model))
+        return Served(model, version, artifact, self._settings, statistics)

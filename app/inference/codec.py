@@ -1,0 +1,311 @@
+"""Requests and answers of the Open Inference Protocol, checked against the signature of one version.
+
+A request is JSON, or JSON followed by the raw bytes of its tensors; the caller says how long the JSON part is where
+there is one. Whatever is wrong is refused with what was expected and what came.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import orjson
+
+from app.errors import InvalidRequestError
+from app.inference.tensors import DTYPES, FLOATS, Array, Shape, from_bytes, from_json, kind, to_bytes, to_json
+from export.bundle import Manifest, Tensor
+
+_LARGEST_DIMENSION: Final = 2**31 - 1
+_SCALARS: Final = frozenset({str, int, float, bool})
+
+
+class Wanted(NamedTuple):
+    """One output that the caller wants, and how."""
+
+    tensor: Tensor
+    binary: bool = False
+    classes: int = 0
+
+
+class Request(NamedTuple):
+    """One inference request that has passed every check.
+
+    ``rows`` is the size of the leading dimension, 1 where the model has none that is free; ``timeout`` is in seconds.
+    """
+
+    inputs: dict[str, Array]
+    rows: int
+    wanted: tuple[Wanted, ...]
+    id: str | None = None
+    timeout: float | None = None
+    out_of_range: bool = False
+
+
+class Encoded(NamedTuple):
+    """An answer; ``json_bytes`` is the size of its JSON part, None where all of it is JSON."""
+
+    body: bytes
+    json_bytes: int | None = None
+
+
+class Codec:
+    """Reads requests to, and writes answers of, one version."""
+
+    def __init__(self, model: str, version: str, manifest: Manifest, *, max_rows: int) -> None:
+        signature = manifest.signature
+        self._inputs = {tensor.name: tensor for tensor in signature.inputs}
+        self._outputs = {tensor.name: tensor for tensor in signature.outputs}
+        self._labels = signature.labels
+        self._all = {binary: tuple(Wanted(tensor, binary) for tensor in signature.outputs) for binary in (False, True)}
+        self._max_rows = max_rows
+        self._domain = manifest.input
+        self._certified = manifest.lipschitz.bound is not None
+        self._head = {"model_name": model, "model_version": version}
+        self._parameters: dict[str, Any] = {"model_digest": manifest.model_digest}
+        if manifest.lipschitz.bound is not None:
+            self._parameters["lipschitz_bound"] = manifest.lipschitz.bound
+        else:
+            self._parameters["lipschitz_reason"] = manifest.lipschitz.reason or "no bound was computed"
+        self._flagged = {**self._parameters, "input_out_of_range": True}
+
+    def decode(self, body: bytes, json_bytes: int | None = None) -> Request:
+        """Return the request that ``body`` holds.
+
+        Args:
+            body: all of it, inflated.
+            json_bytes: size of its JSON part where tensors follow; 0 where the body is one raw tensor; None where all is JSON.
+
+        Raises:
+            InvalidRequestError: it is not a request to this version.
+        """
+        if json_bytes == 0:
+            return self._raw(memoryview(body))
+        if json_bytes is not None and json_bytes > len(body):
+            raise InvalidRequestError(f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes")
+        document = _parse(body if json_bytes is None else memoryview(body)[:json_bytes])
+        identity = document.get("id")
+        if identity is not None and type(identity) is not str:
+            raise InvalidRequestError(f"expected id to be a string, got {kind(identity)}")
+        parameters = _parameters(document, "the request")
+        inputs = self._read_inputs(document, None if json_bytes is None else memoryview(body)[json_bytes:])
+        return self._checked(inputs, self._read_wanted(document, parameters), identity, _timeout(parameters))
+
+    def _checked(self, inputs: dict[str, Array], wanted: tuple[Wanted, ...], identity: str | None, timeout: float | None) -> Request:
+        """Finish a request: look at the numbers, count the rows."""
+        outside = False
+        for name, array in inputs.items():
+            outside = self._out_of_range(array, name) or outside
+        rows = self._rows(inputs)
+        if rows > self._max_rows:
+            raise InvalidRequestError(f"a request holds at most {self._max_rows} rows, got {rows}: split it")
+        return Request(inputs, rows, wanted, identity, timeout, outside)
+
+    def _out_of_range(self, array: Array, name: str) -> bool:
+        if array.dtype == object or not array.size:
+            return False
+        low, high = self._domain.minimum, self._domain.maximum
+        # Two reductions find everything: NaN propagates through both, and infinity is an extreme.
+        least, most = float(array.min()), float(array.max())
+        if not (math.isfinite(least) and math.isfinite(most)):
+            if self._certified:
+                raise InvalidRequestError(
+                    f"input {name!r} has NaN or infinite values; the Lipschitz bound of this model holds for finite ones only"
+                )
+            return low is not None or high is not None
+        return (low is not None and least < low) or (high is not None and most > high)
+
+    def _rows(self, inputs: dict[str, Array]) -> int:
+        sizes = {inputs[name].shape[0] for name, tensor in self._inputs.items() if tensor.shape and tensor.shape[0] == -1}
+        if len(sizes) > 1:
+            raise InvalidRequestError(f"expected all inputs to have the same number of rows, got {sorted(sizes)}")
+        return sizes.pop() if sizes else 1
+
+    def _raw(self, raw: memoryview) -> Request:
+        """Read a body that is nothing but the one tensor of one row."""
+        if len(self._inputs) != 1:
+            raise InvalidRequestError(f"a raw binary request is for models of one input; this one has {sorted(self._inputs)}")
+        (tensor,) = self._inputs.values()
+        shape = [1 if at == 0 and size == -1 else size for at, size in enumerate(tensor.shape)]
+        if tensor.datatype == "BYTES" or shape.count(-1) > 1:
+            raise InvalidRequestError(f"{tensor.datatype} {list(tensor.shape)} of input {tensor.name!r} cannot be read from a raw body")
+        if -1 in shape:
+            row = DTYPES[tensor.datatype].itemsize * math.prod(size for size in shape if size != -1)
+            shape[shape.index(-1)] = len(raw) // row if row else 0
+        array = from_bytes(raw, tensor.datatype, tuple(shape), name=tensor.name)
+        return self._checked({tensor.name: array}, self._all[True], None, None)
+
+    def _read_inputs(self, document: dict[str, Any], raw: memoryview | None) -> dict[str, Array]:
+        entries = document.get("inputs")
+        if type(entries) is not list:
+            got = "none" if "inputs" not in document else kind(entries)
+            raise InvalidRequestError(f"expected inputs to be an array of tensors, got {got}")
+        arrays: dict[str, Array] = {}
+        at = 0
+        for entry in entries:
+            tensor, shape = self._header(entry)
+            if tensor.name in arrays:
+                raise InvalidRequestError(f"input {tensor.name!r} is given twice")
+            size = _binary_size(entry, _parameters(entry, f"input {tensor.name!r}"), tensor.name, raw)
+            if size is None:
+                arrays[tensor.name] = from_json(entry.get("data"), tensor.datatype, shape, name=tensor.name)
+            elif raw is not None:
+                if at + size > len(raw):
+                    raise InvalidRequestError(f"input {tensor.name!r}: binary_data_size is {size}, but {len(raw) - at} bytes are left")
+                arrays[tensor.name] = from_bytes(raw[at : at + size], tensor.datatype, shape, name=tensor.name)
+                at += size
+        if raw is not None and at != len(raw):
+            raise InvalidRequestError(f"the inputs take {at} bytes of binary data, the body has {len(raw)}")
+        missing = sorted(self._inputs.keys() - arrays.keys())
+        if missing:
+            raise InvalidRequestError(f"expected inputs {sorted(self._inputs)}; missing: {missing}")
+        return arrays
+
+    def _header(self, entry: Any) -> tuple[Tensor, Shape]:
+        """Check name, datatype and shape of one input."""
+        if type(entry) is not dict:
+            raise InvalidRequestError(f"expected every input to be an object, got {kind(entry)}")
+        name = entry.get("name")
+        tensor = self._inputs.get(name) if type(name) is str else None
+        if tensor is None:
+            raise InvalidRequestError(f"expected an input of {sorted(self._inputs)}, got {_quote(name)}")
+        if entry.get("datatype") != tensor.datatype:
+            raise InvalidRequestError(f"input {tensor.name!r}: expected datatype {tensor.datatype}, got {_quote(entry.get('datatype'))}")
+        shape = entry.get("shape")
+        if type(shape) is not list or any(type(size) is not int or not 0 <= size <= _LARGEST_DIMENSION for size in shape):
+            raise InvalidRequestError(f"input {tensor.name!r}: expected shape to be an array of integers from 0 to {_LARGEST_DIMENSION}")
+        if len(shape) != len(tensor.shape) or any(want not in (-1, got) for want, got in zip(tensor.shape, shape, strict=True)):
+            got = str(shape) if len(shape) <= 16 else f"{len(shape)} dimensions"
+            raise InvalidRequestError(f"input {tensor.name!r}: expected shape {list(tensor.shape)} (-1 is free), got {got}")
+        return tensor, tuple(shape)
+
+    def _read_wanted(self, document: dict[str, Any], parameters: dict[str, Any]) -> tuple[Wanted, ...]:
+        binary = _flag(parameters, "binary_data_output", default=False)
+        entries = document.get("outputs")
+        if entries is None or entries == []:
+            return self._all[binary]
+        if type(entries) is not list:
+            raise InvalidRequestError(f"expected outputs to be an array, got {kind(entries)}")
+        wanted: dict[str, Wanted] = {}
+        for entry in entries:
+            if type(entry) is not dict:
+                raise InvalidRequestError(f"expected every output to be an object, got {kind(entry)}")
+            name = entry.get("name")
+            tensor = self._outputs.get(name) if type(name) is str else None
+            if tensor is None:
+                raise InvalidRequestError(f"expected an output of {sorted(self._outputs)}, got {_quote(name)}")
+            if tensor.name in wanted:
+                raise InvalidRequestError(f"output {tensor.name!r} is asked for twice")
+            own = _parameters(entry, f"output {tensor.name!r}")
+            wanted[tensor.name] = Wanted(tensor, _flag(own, "binary_data", default=binary), _classes(own, tensor))
+        return tuple(wanted.values())
+
+    def encode(self, request: Request, outputs: Mapping[str, Array]) -> Encoded:
+        """Return the answer to ``request``, whose results are ``outputs``.
+
+        Raises:
+            InvalidRequestError: an output is asked for as JSON, which cannot say its values.
+        """
+        tensors: list[dict[str, Any]] = []
+        blobs: list[bytes] = []
+        for tensor, binary, classes in request.wanted:
+            array, datatype = outputs[tensor.name], tensor.datatype
+            if classes:
+                array, datatype = _classify(array, tensor, classes, self._labels), "BYTES"
+            entry: dict[str, Any] = {"name": tensor.name, "datatype": datatype, "shape": array.shape}
+            if binary:
+                blobs.append(to_bytes(array, datatype))
+                entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+            else:
+                entry["data"] = to_json(array, datatype, name=tensor.name)
+            tensors.append(entry)
+        answer = {**self._head, "parameters": self._flagged if request.out_of_range else self._parameters, "outputs": tensors}
+        if request.id is not None:
+            answer["id"] = request.id
+        text = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Encoded(b"".join((text, *blobs)), len(text)) if blobs else Encoded(text)
+
+
+def _parse(text: bytes | memoryview) -> dict[str, Any]:
+    if not text:
+        raise InvalidRequestError("expected a JSON object, got an empty body")
+    try:
+        document = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the body is not JSON: {error}") from None
+    if type(document) is not dict:
+        raise InvalidRequestError(f"expected a JSON object, got {kind(document)}")
+    return document
+
+
+def _quote(value: Any) -> str:
+    """Return a value for a message: short, and never what another tensor's data may hold."""
+    return repr(value if len(value) <= 64 else f"{value[:64]}…") if type(value) is str else kind(value)
+
+
+def _show(value: Any) -> str:
+    """Return a scalar with its kind, for a message."""
+    return f"{kind(value)}, {str(value)[:64]}"
+
+
+def _parameters(entry: dict[str, Any], owner: str) -> dict[str, Any]:
+    parameters = entry.get("parameters")
+    if parameters is None:
+        return {}
+    if type(parameters) is not dict:
+        raise InvalidRequestError(f"{owner}: expected parameters to be an object, got {kind(parameters)}")
+    for name, value in parameters.items():
+        if type(value) not in _SCALARS:
+            raise InvalidRequestError(f"{owner}: expected parameter {_quote(name)} to be a string, number or boolean, got {kind(value)}")
+        if name.startswith("shared_memory_"):
+            raise InvalidRequestError(f"{owner}: shared memory is not served; send the data")
+    return parameters
+
+
+def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if type(value) is not bool:
+        raise InvalidRequestError(f"expected parameter {name} to be a boolean, got {kind(value)}")
+    return value
+
+
+def _classes(parameters: dict[str, Any], tensor: Tensor) -> int:
+    value = parameters.get("classification", 0)
+    if type(value) is not int or value < 0:
+        raise InvalidRequestError(f"output {tensor.name!r}: expected classification to be a count of classes, got {_show(value)}")
+    if value and tensor.datatype not in FLOATS:
+        raise InvalidRequestError(f"output {tensor.name!r}: classification is for floating-point outputs, not {tensor.datatype}")
+    return value
+
+
+def _timeout(parameters: dict[str, Any]) -> float | None:
+    """Return the caller's limit in seconds; 0 leaves it to the server."""
+    value = parameters.get("timeout", 0)
+    if type(value) is not int or value < 0:
+        raise InvalidRequestError(f"expected parameter timeout to be a count of microseconds, got {_show(value)}")
+    return value / 1e6 if value else None
+
+
+def _binary_size(entry: dict[str, Any], parameters: dict[str, Any], name: str, raw: memoryview | None) -> int | None:
+    if "binary_data_size" not in parameters:
+        return None
+    size = parameters["binary_data_size"]
+    if type(size) is not int or size < 0:
+        raise InvalidRequestError(f"input {name!r}: expected binary_data_size to be a count of bytes, got {_show(size)}")
+    if entry.get("data") is not None:
+        raise InvalidRequestError(f"input {name!r} has both data and binary_data_size; send one")
+    if raw is None:
+        raise InvalidRequestError(f"input {name!r} has binary_data_size, but the header Inference-Header-Content-Length is missing")
+    return size
+
+
+def _classify(array: Array, tensor: Tensor, classes: int, labels: tuple[str, ...]) -> Array:
+    """Return ``value:index[:label]`` of the largest scores of each row, best first."""
+    rows = array.shape[0] if tensor.shape and tensor.shape[0] == -1 else 1
+    scores = array.reshape(rows, array.size // rows if rows else 0)
+    named = len(labels) == scores.shape[1]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :classes]
+    text = [
+        [f"{row[index]!s}:{index}:{labels[index]}" if named else f"{row[index]!s}:{index}" for index in best.tolist()]
+        for row, best in zip(scores, order, strict=True)
+    ]
+    return np.array(text, dtype=object).reshape(order.shape)

@@ -1,0 +1,185 @@
+"""One ONNX Runtime session: where it runs, how long a run takes, and that its graph is the one the manifest tells of."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from app.errors import CorruptError, InvalidRequestError, UnavailableError
+from app.inference.tensors import DTYPES, Array, Shape
+from app.settings import Settings
+from export.bundle import InputDomain, Manifest, Tensor
+
+PROVIDERS: Final[dict[str, tuple[str, ...]]] = {
+    "auto": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+DEVICES: Final[dict[str, str]] = {"CUDAExecutionProvider": "cuda", "CPUExecutionProvider": "cpu"}
+
+_TYPES: Final[dict[str, str]] = {
+    "tensor(bool)": "BOOL",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+QUICK_SECONDS: Final = 1e-3
+
+_FEW, _MANY = 1, 64
+_WARM_RUNS: Final = 3
+_REFUSALS: Final = (native.InvalidArgument, native.Fail, native.RuntimeException, native.NotImplemented)
+
+log = logging.getLogger(__name__)
+
+
+class Stop:
+    """Ends the run that it was given to."""
+
+    def __init__(self) -> None:
+        self.options = ort.RunOptions()
+
+    def __call__(self) -> None:
+        """End the run at its next node."""
+        self.options.terminate = True
+
+
+class Session:
+    """A loaded and warmed model.
+
+    Attributes:
+        device: where it really runs, ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, model: bytes, manifest: Manifest, settings: Settings) -> None:
+        """Load ``model`` and run it a few times.
+
+        Raises:
+            CorruptError: it is no model, not the one that ``manifest`` tells of, or does not run.
+            UnavailableError: the device that the settings demand is not had.
+        """
+        self._session = _open(model, settings)
+        provider = self._session.get_providers()[0]
+        self.device = DEVICES.get(provider, provider)
+        if settings.device == "cuda" and self.device != "cuda":
+            raise UnavailableError("The setting device is cuda, but ONNX Runtime got no CUDA device here.")
+        signature = manifest.signature
+        _compare("input", self._session.get_inputs(), signature.inputs)
+        _compare("output", self._session.get_outputs(), signature.outputs)
+        self._outputs = [tensor.name for tensor in signature.outputs]
+        self._fixed, self._per_row = self._measure(signature.inputs, manifest.input)
+
+    def run(self, inputs: Mapping[str, Array], stop: Stop | None = None) -> dict[str, Array]:
+        """Return every output by name.
+
+        Args:
+            inputs: arrays by name.
+            stop: a way to end the run early from another thread.
+
+        Raises:
+            InvalidRequestError: the graph cannot be run on these inputs.
+        """
+        try:
+            return dict(zip(self._outputs, self._session.run(self._outputs, inputs, stop and stop.options), strict=True))
+        except _REFUSALS as error:
+            log.warning("a run failed: %s", error)
+            shapes = {name: list(array.shape) for name, array in inputs.items()}
+            raise InvalidRequestError(f"the model cannot be run on inputs of shapes {shapes}") from None
+
+    def quick(self, rows: int) -> bool:
+        """Return whether a run of ``rows`` rows is short enough for the event loop, by what the warm-up took."""
+        return self._fixed + self._per_row * rows <= QUICK_SECONDS
+
+    def _measure(self, inputs: tuple[Tensor, ...], domain: InputDomain) -> tuple[float, float]:
+        """Warm up, and return the seconds of a run as a constant and a part for each row."""
+        if any(size == -1 for tensor in inputs for size in tensor.shape[1:]):
+            return math.inf, 0.0  # no size that is sure to run, and none that bounds the cost
+        try:
+            few = self._timed({tensor.name: _sample(tensor, _FEW, domain) for tensor in inputs})
+        except InvalidRequestError as error:
+            raise CorruptError(f"The model does not run: {error}.") from None
+        if few > QUICK_SECONDS:
+            return few, 0.0
+        try:
+            many = self._timed({tensor.name: _sample(tensor, _MANY, domain) for tensor in inputs})
+        except InvalidRequestError:
+            return math.inf, 0.0
+        per_row = max(0.0, (many - few) / (_MANY - _FEW))
+        return few - per_row, per_row
+
+    def _timed(self, feed: Mapping[str, Array]) -> float:
+        times: list[float] = []
+        for _ in range(_WARM_RUNS):
+            start = time.perf_counter()
+            self.run(feed)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+
+def _open(model: bytes, settings: Settings) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.threads or available_cpus()
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn the worker's cores
+    options.log_severity_level = 3
+    have = ort.get_available_providers()
+    try:
+        return ort.InferenceSession(model, options, providers=[name for name in PROVIDERS[settings.device] if name in have])
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here, some only RuntimeError
+        raise CorruptError(f"ONNX Runtime cannot load the model: {str(error)[:500]}") from None
+
+
+def _compare(role: str, found: Iterable[Any], expected: tuple[Tensor, ...]) -> None:
+    """Refuse a graph whose inputs or outputs are not those of the manifest."""
+    graph = {node.name: node for node in found}
+    names = [tensor.name for tensor in expected]
+    if sorted(graph) != sorted(names):
+        raise CorruptError(f"The manifest names the {role}s {sorted(names)}, the graph has {sorted(graph)}.")
+    for tensor in expected:
+        if tensor.datatype not in DTYPES:
+            raise CorruptError(f"The {role} {tensor.name!r} is {tensor.datatype}, which is not served.")
+        node = graph[tensor.name]
+        datatype = _TYPES.get(node.type, node.type)
+        shape = tuple(size if isinstance(size, int) else -1 for size in node.shape or ())
+        if datatype != tensor.datatype or not _fits(role, shape, tensor.shape):
+            raise CorruptError(
+                f"The manifest says {tensor.datatype} {list(tensor.shape)} of the {role} {tensor.name!r}, the graph {datatype} {list(shape)}."
+            )
+
+
+def _fits(role: str, graph: Shape, manifest: Shape) -> bool:
+    if role == "input":
+        return graph == manifest
+    # Shape inference may know less of an output than its maker did, and nothing at all of its rank.
+    return not graph or (len(graph) == len(manifest) and all(size in (-1, want) for size, want in zip(graph, manifest, strict=True)))
+
+
+def _sample(tensor: Tensor, rows: int, domain: InputDomain) -> Array:
+    """Return ``rows`` rows of the value of the input's domain that is closest to zero."""
+    shape = tuple(rows if size == -1 else size for size in tensor.shape)
+    if tensor.datatype == "BYTES":
+        return np.full(shape, "", dtype=object)
+    least, most = domain.minimum, domain.maximum
+    value = max(0.0, least if least is not None else 0.0)
+    return np.full(shape, min(value, most) if most is not None else value).astype(DTYPES[tensor.datatype])
+
+
+def available_cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many CPUs this process may use: the affinity mask, less where the control group allows less."""
+    allowed = len(os.sched_getaffinity(0))
+    for quota, period in ((root / "cpu.max", None), (root / "cpu/cpu.cfs_quota_us", root / "cpu/cpu.cfs_period_us")):
+        try:
+            words = [*quota.read_text().split(), *(period.read_text().split() if period else ())]
+            if words[0] not in {"max", "-1"}:
+                return max(1, min(allowed, math.ceil(int(words[0]) / int(words[1]))))
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            continue
+    return max(1, allowed)

@@ -1,0 +1,100 @@
+"""Counts and times of one version, in the words of the protocol's statistics extension."""
+
+import time
+from typing import Any, NamedTuple, Protocol
+
+
+class Metrics(Protocol):
+    """Whoever wants to hear of every inference request that was answered."""
+
+    def observe(self, model: str, version: str, code: int, seconds: float, rows: int) -> None:
+        """Take note of one answer; ``model`` and ``version`` are empty where the request named none that exists."""
+        ...
+
+
+class Tally:
+    """How often, and for how many nanoseconds altogether."""
+
+    __slots__ = ("count", "ns")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.ns = 0
+
+    def add(self, ns: int, count: int = 1) -> None:
+        """Count ``ns`` nanoseconds."""
+        self.count += count
+        self.ns += ns
+
+    def describe(self) -> dict[str, int]:
+        """Return the protocol's object."""
+        return {"count": self.count, "ns": self.ns}
+
+
+class Times(NamedTuple):
+    """Nanoseconds that one request spent in each part."""
+
+    decode: int
+    queue: int
+    run: int
+    encode: int
+
+
+class Statistics:
+    """What one version has done since the process started; outlives its session."""
+
+    def __init__(self, *, model_bytes: int) -> None:
+        self.model_bytes = model_bytes
+        self.last_inference_ms = 0
+        self.inference_count = 0
+        self.execution_count = 0
+        self.success, self.fail, self.queue = Tally(), Tally(), Tally()
+        self.decode, self.run, self.encode = Tally(), Tally(), Tally()
+        self.batches: dict[int, Tally] = {}
+
+    def succeeded(self, times: Times) -> None:
+        """Count one request that was answered."""
+        self.success.add(sum(times))
+        self.queue.add(times.queue)
+        self.decode.add(times.decode)
+        self.run.add(times.run)
+        self.encode.add(times.encode)
+        self.last_inference_ms = time.time_ns() // 1_000_000
+
+    def failed(self, ns: int) -> None:
+        """Count one request that was refused or failed."""
+        self.fail.add(ns)
+
+    def executed(self, rows: int, ns: int) -> None:
+        """Count one run of the session that gave ``rows`` rows."""
+        self.execution_count += 1
+        self.inference_count += rows
+        self.batches.setdefault(rows, Tally()).add(ns)
+
+    def describe(self, model: str, version: str, *, device: str | None) -> dict[str, Any]:
+        """Return the protocol's object; ``device`` is None while the version is not loaded."""
+        nothing = Tally().describe()
+        memory = [{"type": "GPU" if device == "cuda" else "CPU", "id": 0, "byte_size": self.model_bytes}] if device else []
+        return {
+            "name": model,
+            "version": version,
+            "last_inference": self.last_inference_ms,
+            "inference_count": self.inference_count,
+            "execution_count": self.execution_count,
+            "inference_stats": {
+                "success": self.success.describe(),
+                "fail": self.fail.describe(),
+                "queue": self.queue.describe(),
+                "compute_input": self.decode.describe(),
+                "compute_infer": self.run.describe(),
+                "compute_output": self.encode.describe(),
+                "cache_hit": nothing,
+                "cache_miss": nothing,
+            },
+            "response_stats": {},
+            "batch_stats": [
+                {"batch_size": rows, "compute_input": nothing, "compute_infer": tally.describe(), "compute_output": nothing}
+                for rows, tally in sorted(self.batches.items())
+            ],
+            "memory_usage": memory,
+        }
