@@ -95,30 +95,20 @@ class Architecture(Spec):
         return self.model_copy(update={"layers": layers})
 
 
-class Normalise(nn.Module):
-    """``(x - shift) * scale``: an affine map whose norm is ``scale``; it counts in the bound."""
+class Network(nn.Sequential):
+    """What an architecture builds: ``(x - shift) * scale``, then the layers in order; a layer's name is its position.
 
-    def __init__(self, shift: float, scale: float) -> None:
-        super().__init__()
+    The normalisation is an affine map whose norm is ``scale``; it counts in the bound.
+    """
+
+    def __init__(self, layers: list[nn.Module], *, shift: float, scale: float, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
+        super().__init__(*layers)
         self.shift, self.scale = shift, scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised input, same shape."""
-        return (x - self.shift) * self.scale
-
-
-class Network(nn.Module):
-    """What an architecture builds: ``normalise`` and then the ``layers`` in order; the layers' names are their positions."""
-
-    def __init__(self, normalise: Normalise, layers: list[nn.Module], input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.normalise = normalise
-        self.layers = nn.Sequential(*layers)
         self.input_shape, self.output_shape = input_shape, output_shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of ``x (B, *input_shape)``."""
-        y: Tensor = self.layers(self.normalise(x))
+        y: Tensor = super().forward((x - self.shift) * self.scale)
         return y
 
 
@@ -187,7 +177,9 @@ def build(architecture: Architecture, *, seed: int | None = None) -> Network:
             except ValueError as error:
                 raise ValueError(f"layer {index}: {error}") from None
             layers.append(layer)
-    return Network(Normalise(architecture.shift, architecture.scale), layers, architecture.input_shape, shape)
+    return Network(
+        layers, shift=architecture.shift, scale=architecture.scale, input_shape=architecture.input_shape, output_shape=shape
+    )
 
 
 ACTIVATIONS: dict[str, Sort | Relu] = {"groupsort": Sort(), "relu": Relu()}

@@ -126,6 +126,7 @@ class Fit:
         self.step = 0
         self.per_epoch = -(-len(data) // self.options.batch_size)
         self.steps = self.per_epoch * self.options.n_epochs
+        self.lag: dict[str, float] = {}
         self._accuracy: float | None = None
         if resume is not None:
             self._restore(resume)
@@ -178,8 +179,10 @@ class Fit:
             raise DivergedError(f"the loss is {float(loss)} at step {self.step} of {self.steps}: {advice}")
 
     def _finish(self) -> None:
-        """End with a converged (u, v): one step of power iteration per optimiser step lags behind the weights."""
+        """End with a converged (u, v): one step of power iteration per optimiser step lags behind, by ``lag`` (relative, by layer)."""
+        running = {name: float(layer.sigma()) for name, layer in spectral_layers(self.model).items()}
         converge(self.model)
+        self.lag = {name: float(layer.sigma()) / running[name] - 1 for name, layer in spectral_layers(self.model).items()}
         self.model.eval()
 
     def checkpoint(self) -> bytes:

@@ -1,0 +1,96 @@
+"""An a-priori bound of the float32 rounding error of a folded network, proved for any order of summation.
+
+The computed output differs from the exact one by at most ``slope * norm(x) + offset`` in L2 (Higham 2002, Accuracy and Stability of Numerical
+Algorithms, section 3.5: a sum of k products, in any order and with or without fused multiply-add, is off by at most ``gamma_k |w|'|x|``).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from specnorm_core import bounds
+from specnorm_core.activations import GroupSort
+from specnorm_core.architecture import Network
+
+UNIT = 2.0**-24
+"""Unit roundoff of float32."""
+TINY = 2.0**-100
+"""Added per layer for results below the normal range, where the relative bound does not hold."""
+UP = 1 + 2.0**-40
+"""What float64 results are multiplied with here: far more than their own rounding."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``slope * norm(x) + offset``."""
+
+    slope: float
+    offset: float
+
+    def __add__(self, other: "Affine") -> "Affine":
+        return Affine((self.slope + other.slope) * UP, (self.offset + other.offset) * UP)
+
+    def times(self, factor: float) -> "Affine":
+        """Return ``factor`` times this."""
+        return Affine(self.slope * factor * UP, self.offset * factor * UP)
+
+
+class UnboundedError(ValueError):
+    """No error bound is known for a layer; the sentence names it."""
+
+
+def gamma(terms: int) -> float:
+    """Return ``k u / (1 - k u)`` for a sum of ``terms`` float32 terms.
+
+    Raises:
+        UnboundedError: there are too many terms for the bound to hold.
+    """
+    if terms * UNIT >= 0.5:
+        raise UnboundedError(f"a sum of {terms} terms has no useful float32 error bound")
+    return terms * UNIT / (1 - terms * UNIT) * UP
+
+
+def error_bound(folded: Network, sigmas: dict[str, float]) -> Affine:
+    """Return how far the float32 output of ``folded`` may be from the exact one, as a function of the norm of the input.
+
+    ``sigmas`` are rigorous upper bounds of the operator norms of the folded linear layers, by name.
+
+    Raises:
+        UnboundedError: a layer has no bound.
+    """
+    entries = math.prod(folded.input_shape)
+    # The graph stores both as float32, and those are the numbers that count.
+    shift = Affine(0.0, abs(float(np.float32(folded.shift))) * math.sqrt(entries))
+    size = (Affine(1.0, 0.0) + shift).times(float(np.float32(folded.scale)))
+    # Two roundings, of x - shift and of the product, each relative.
+    error = size.times(gamma(2))
+    size = size + error
+    x = torch.zeros(1, *folded.input_shape)
+    for name, layer in folded.named_children():
+        y = layer(x)
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            local = _local_error(layer, x.shape[2:], y.shape[2:], size)
+            bias = Affine(0.0, 0.0 if layer.bias is None else float(layer.bias.double().norm()) * math.sqrt(math.prod(y.shape[2:])))
+            error = error.times(sigmas[name]) + local
+            size = size.times(sigmas[name]) + bias + local
+        elif not isinstance(layer, nn.ReLU | GroupSort | nn.Flatten | nn.Unflatten):  # these select or move, which is exact
+            raise UnboundedError(f"no rounding error bound is known for layer {name!r} ({type(layer).__name__})")
+        x = y
+    return error
+
+
+def _local_error(layer: nn.Linear | nn.Conv2d, size_in: torch.Size, size_out: torch.Size, size: Affine) -> Affine:
+    """Return the error that this layer itself adds: ``gamma (norm(|W|) norm(x) + norm(b))``."""
+    weight = np.abs(layer.weight.detach().double().numpy())
+    if isinstance(layer, nn.Conv2d):
+        absolute = bounds.conv_sigma_upper(
+            weight, input_size=tuple(size_in), stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups  # type: ignore[arg-type]  # pairs of int
+        )  # fmt: skip
+    else:
+        absolute = bounds.sigma_upper(weight)
+    bias = 0.0 if layer.bias is None else float(layer.bias.double().norm()) * math.sqrt(math.prod(size_out))
+    terms = weight[0].size + 2
+    return size.times(absolute * gamma(terms)) + Affine(0.0, bias * gamma(terms) + TINY * math.prod(size_out, start=weight.shape[0]))
