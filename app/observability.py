@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -40,7 +40,7 @@ class Family(NamedTuple):
     samples: tuple[Sample, ...]
 
 
-Source = Callable[[], Iterable[Family]]
+Source = Callable[[], AsyncIterator[Family]]
 
 
 class Metrics:
@@ -56,12 +56,12 @@ class Metrics:
         """Ask ``source`` for its families at every scrape."""
         self._sources.append(source)
 
-    def page(self) -> bytes:
+    async def page(self) -> bytes:
         """Return the text exposition; a source that fails is logged and left out."""
         lines: list[str] = []
         for source in self._sources:
             try:
-                for family in source():
+                async for family in source():
                     lines.extend(_exposition(family))
             except Exception:
                 logging.getLogger(__name__).exception("a source of metrics failed")

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,7 +64,7 @@ class Guard:
             self._answers[scope["method"] if scope["method"] in _METHODS else "other", str(answer.status or 499)] += 1
             request_id.reset(token)
 
-    def families(self) -> Iterable[Family]:
+    async def families(self) -> AsyncIterator[Family]:
         """Tell how many requests were answered, by method and status."""
         samples = tuple(Sample({"method": method, "status": status}, count) for (method, status), count in sorted(self._answers.items()))
         yield Family("specnorm_http_requests_total", "counter", "Requests answered.", samples)
@@ -93,7 +93,9 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+            own = [*message.get("headers", ())]
+            named = {name for name, _ in own}
+            message = {**message, "headers": [*own, *(header for header in self._headers if header[0] not in named)]}
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("%s %d after %.1f ms", self._path, self.status, 1e3 * (time.monotonic() - self._begun))
         await self._send(message)

@@ -1,0 +1,120 @@
+"""`specnorm jobs`: fine-tune jobs of a running service."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli import output
+from app.cli.remote import Service, Url
+
+app = typer.Typer(help="Fine-tune jobs of a running service (--url).", no_args_is_help=True)
+
+PATH = "/v1/fine_tuning/jobs"
+OVER = {"succeeded", "failed", "cancelled"}
+COLUMNS = ("id", "status", "model", "fine_tuned_model", "trained_on", "created")
+
+Job = Annotated[str, typer.Argument(help="Id of the job.")]
+
+
+@app.command("list")
+def list_(url: Url = None, limit: Annotated[int, typer.Option(min=1, max=100)] = 20, *, as_json: output.Json = False) -> None:
+    """List the newest jobs."""
+    found = Service(url).get(PATH, limit=limit)["data"]
+    output.show(found if as_json else [_row(job) for job in found], COLUMNS, as_json=as_json)
+
+
+@app.command()
+def show(job: Job, url: Url = None) -> None:
+    """Print all about one job, as JSON."""
+    output.show_json(Service(url).get(f"{PATH}/{job}"))
+
+
+@app.command()
+def submit(
+    *,
+    model: Annotated[str, typer.Option(help="Model or model:version to start from.")],
+    data: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="File to upload and train on.")] = None,
+    training_file: Annotated[str | None, typer.Option(help="Id of a file that was uploaded before.")] = None,
+    gradient_mode: Annotated[str, typer.Option(help="full or simplified.")] = "full",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A hyperparameter, as n_epochs=3; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    suffix: Annotated[str | None, typer.Option()] = None,
+    promote: Annotated[str, typer.Option(help="never or if_not_worse.")] = "never",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the parameters; start nothing.")] = False,
+    url: Url = None,
+) -> None:
+    """Start a job and print its id."""
+    if (data is None) == (training_file is None):
+        raise typer.BadParameter("give either --data or --training-file.")
+    service = Service(url)
+    hyperparameters = {"gradient_mode": gradient_mode, **dict(_assignment(text) for text in set_ or ())}
+    request = {
+        "model": model,
+        "training_file": training_file or service.upload(data or Path()),
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "promote": promote,
+        "seed": seed,
+        "suffix": suffix,
+        "dry_run": dry_run or None,
+    }
+    job = service.post(PATH, {name: value for name, value in request.items() if value is not None})
+    if dry_run:
+        output.show_json(job)
+    else:
+        typer.echo(job["id"])
+
+
+@app.command()
+def cancel(job: Job, url: Url = None) -> None:
+    """Ask a job to stop."""
+    typer.echo(Service(url).post(f"{PATH}/{job}/cancel")["status"])
+
+
+@app.command()
+def logs(
+    job: Job, url: Url = None, *, follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False
+) -> None:
+    """Print the events of a job, oldest first."""
+    service, seen = Service(url), set[str]()
+    while True:
+        status = service.get(f"{PATH}/{job}")["status"]
+        for event in reversed(_events(service, job, seen)):
+            seen.add(event["id"])
+            typer.echo(f"{_clock(event['created_at'])} {event['level']:<5} {event['message']}")
+        if not follow or status in OVER:
+            raise typer.Exit(1 if follow and status == "failed" else 0)
+        time.sleep(1)
+
+
+def _events(service: Service, job: str, seen: set[str]) -> list[dict[str, Any]]:
+    """Return the events that were not seen yet, newest first."""
+    found: list[dict[str, Any]] = []
+    after = None
+    while True:
+        page = service.get(f"{PATH}/{job}/events", limit=100, after=after)
+        fresh = [event for event in page["data"] if event["id"] not in seen]
+        found += fresh
+        if len(fresh) < len(page["data"]) or not page["has_more"]:
+            return found
+        after = page["data"][-1]["id"]
+
+
+def _row(job: dict[str, Any]) -> dict[str, Any]:
+    return {**job, "trained_on": job["training_file"], "created": _clock(job["created_at"])}
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"{text!r} is no NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

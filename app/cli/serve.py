@@ -1,0 +1,191 @@
+"""`specnorm serve`, `specnorm worker` and `specnorm doctor`."""
+
+import asyncio
+import importlib.metadata
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from app.cli import children, example, output
+from app.cli.workspace import Workspace, registry
+from app.cli.workspace import settings as read_settings
+from app.errors import SpecnormError, UnavailableError
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+DEMO = "digits"
+
+
+def serve(
+    *,
+    workspace: Workspace = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to bind; 0 takes a free one.")] = None,
+    worker: Annotated[str | None, typer.Option(help="local: fine-tune jobs run here; none: elsewhere.")] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help=f"First train the model `{DEMO}` on scikit-learn's digits, where there is none.")
+    ] = False,
+) -> None:
+    """Serve the models of a workspace, and run its fine-tune jobs."""
+    begun = time.monotonic()
+    settings = read_settings(workspace=workspace, host=host, port=port, worker=worker)
+    listener = _listen(settings)
+    if demo:
+        _train_demo(settings.workspace)
+    trained = time.monotonic()
+    _run(
+        settings, listener, lambda: _announce(settings, listener, training=trained - begun if demo else 0, start=time.monotonic() - trained)
+    )
+
+
+def worker(workspace: Workspace = None) -> None:
+    """Run the fine-tune jobs of a workspace, and serve nothing."""
+    from app.main import create_dispatcher  # noqa: PLC0415 - loaded by those commands that need it
+    from app.observability import configure_logging  # noqa: PLC0415
+
+    settings = read_settings(workspace=workspace)
+    configure_logging(settings.log_level, settings.log_format)
+    output.note(f"Running the jobs of {settings.workspace}; Ctrl-C stops.")
+    asyncio.run(_until_stopped(create_dispatcher(settings).run()))
+
+
+def doctor(workspace: Workspace = None, *, as_json: output.Json = False) -> None:
+    """Check what serving needs; exit code 1 if something is wrong."""
+    settings = read_settings(workspace=workspace)
+    rows = []
+    for name, check in CHECKS.items():
+        try:
+            rows.append({"check": name, "ok": True, "found": check(settings)})
+        except (SpecnormError, OSError) as error:
+            rows.append({"check": name, "ok": False, "found": str(error)})
+    output.show(rows, ["check", "ok", "found"], as_json=as_json)
+    if not all(row["ok"] for row in rows):
+        raise typer.Exit(1)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (serve, worker, doctor):
+        root.command()(command)
+
+
+def _listen(settings: "Settings") -> socket.socket:
+    """Bind first: what cannot be served need not be trained."""
+    from app.security import check_bind  # noqa: PLC0415
+
+    check_bind(settings)
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise UnavailableError(f"{settings.host}:{settings.port} cannot be bound: {why}; choose another with --port.") from None
+
+
+def _train_demo(workspace: Path) -> None:
+    if DEMO in registry(workspace).models():
+        return
+    output.note(f"· training the demo model {DEMO}")
+    children.train_model(data=DEMO, arch="mlp", gradient_mode="full", name=DEMO, workspace=workspace)
+
+
+def _run(settings: "Settings", listener: socket.socket, started: Callable[[], None]) -> None:
+    """Serve until a signal asks to stop; then answer what is in flight and return."""
+    import uvicorn  # noqa: PLC0415
+
+    from app.main import create_app  # noqa: PLC0415
+    from app.observability import configure_logging  # noqa: PLC0415
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                started()
+
+    configure_logging(settings.log_level, settings.log_format)
+    config = uvicorn.Config(
+        create_app(settings),
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
+    )
+    # uvicorn raises the signal again when it is done; a stop that was asked for is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    server = Server(config)
+    server.run([listener])
+    if not server.started:
+        raise UnavailableError("The service did not start; the lines above say why.")
+
+
+def _announce(settings: "Settings", listener: socket.socket, *, training: float, start: float) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else f"[{host}]" if ":" in host else host  # noqa: S104 - compared, not bound
+    url = f"http://{shown}:{port}"
+    models = registry(settings.workspace)
+    lines = [f"Serving {', '.join(models.models()) or 'no model yet'} at {url}", f"Console  {url}/", f"API      {url}/docs"]
+    line = example.curl(models, url, with_key=settings.api_keys_file is not None)
+    lines += ["Try", line] if line else []
+    times = (f"demo model {training:.1f} s, " if training >= 1 else "") + f"start {start:.1f} s"
+    typer.echo("\n".join([*lines, f"({times}; Ctrl-C stops)"]))
+    sys.stdout.flush()
+
+
+async def _until_stopped(work: Any) -> None:
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        output.note("Stopped.")
+
+
+def _python(_settings: "Settings") -> str:
+    return platform.python_version()
+
+
+def _runtime(_settings: "Settings") -> str:
+    found = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+    have = [f"{name} {version}" for name, version in found.items() if version]
+    if len(have) != 1:
+        what = "both onnxruntime and onnxruntime-gpu" if have else "no ONNX Runtime"
+        raise UnavailableError(f"There is {what} in this environment: install exactly one of the extras cpu and gpu.")
+    return have[0]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _store(settings: "Settings") -> str:
+    models = registry(settings.workspace).models()
+    return f"{settings.workspace}: {len(models)} model{'s' * (len(models) != 1)}"
+
+
+def _address(settings: "Settings") -> str:
+    _listen(settings).close()
+    return f"{settings.host}:{settings.port} is free"
+
+
+CHECKS: dict[Literal["python", "runtime", "workspace", "address"], Callable[["Settings"], str]] = {
+    "python": _python,
+    "runtime": _runtime,
+    "workspace": _store,
+    "address": _address,
+}
