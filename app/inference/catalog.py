@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict, defaultdict
 from typing import Final, Literal, NamedTuple, Protocol
 
-from app.errors import ConflictError, CorruptError, NotFoundError, SpecnormError, UnavailableError
+from app.errors import ConflictError, CorruptError, SpecnormError, UnavailableError
 from app.inference.batcher import Batcher
 from app.inference.codec import Codec, Encoded, Request
 from app.inference.session import Session

@@ -151,7 +151,7 @@ def _compare(role: str, found: Iterable[Any], expected: tuple[Tensor, ...]) -> N
         shape = tuple(size if isinstance(size, int) else -1 for size in node.shape or ())
         if datatype != tensor.datatype or not _fits(role, shape, tensor.shape):
             raise CorruptError(
-                f"The manifest says {tensor.datatype} {list(tensor.shape)} of the {role} {tensor.name!r}, the graph {datatype} {list(shape)}."
+                f"The manifest says {tensor.datatype} {list(tensor.shape)} of {role} {tensor.name!r}, the graph {datatype} {list(shape)}."
             )
 
 

@@ -1,0 +1,230 @@
+"""The Open Inference Protocol under ``/v2``, as a raw ASGI application: it is the hot path.
+
+Everything that a client may get wrong ends in `{"error": "<sentence>"}`, and on a connection that stays usable.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from app.api import health
+from app.api.body import HEADER_LENGTH, Framing, compress, framing, read
+from app.api.errors import response_of, status_of
+from app.api.v2_schema import openapi
+from app.errors import InvalidRequestError, NotFoundError, SpecnormError
+from app.inference import describe
+from app.inference.catalog import Catalog, Served
+from app.inference.statistics import Metrics
+from app.settings import Settings
+
+__all__ = ["InferApp", "openapi"]
+
+Headers = tuple[tuple[bytes, bytes], ...]
+Authorise = Callable[[Iterable[tuple[bytes, bytes]], str, str], object]
+
+_JSON: Final[Headers] = ((b"content-type", b"application/json"),)
+
+
+class Reply(NamedTuple):
+    """What goes out with status 200: stock clients take no other for success."""
+
+    body: bytes
+    headers: Headers = _JSON
+
+
+class Call(NamedTuple):
+    """One request on its way: the model and version that its path names, and what is still to be read."""
+
+    headers: Iterable[tuple[bytes, bytes]]
+    receive: Receive
+    model: str = ""
+    version: str | None = None
+
+
+Endpoint = Callable[[Call], Awaitable[Reply]]
+
+
+class InferApp:
+    """ASGI application of every route below ``/v2``.
+
+    Args:
+        catalog: what is served.
+        settings: limits.
+        version: of the product, for the server's metadata.
+        authorise: called with headers, method and path before anything else; raises where the caller may not.
+        metrics: told of every inference request.
+    """
+
+    def __init__(
+        self, catalog: Catalog, settings: Settings, *, version: str = "", authorise: Authorise | None = None, metrics: Metrics | None = None
+    ) -> None:
+        self._catalog = catalog
+        self._settings = settings
+        self._version = version
+        self._authorise = authorise
+        self._metrics = metrics
+        self._fixed: dict[tuple[str, ...], tuple[str, Endpoint]] = {
+            (): ("GET", self._server),
+            ("",): ("GET", self._server),
+            ("health", "live"): ("GET", self._live),
+            ("health", "ready"): ("GET", self._ready),
+            ("models", "stats"): ("GET", self._all_statistics),
+            ("repository", "index"): ("POST", self._index),
+        }
+        self._of_model: dict[tuple[str, ...], tuple[str, Endpoint]] = {
+            (): ("GET", self._metadata),
+            ("ready",): ("GET", self._model_ready),
+            ("infer",): ("POST", self._infer),
+            ("config",): ("GET", self._config),
+            ("stats",): ("GET", self._statistics),
+        }
+        self._of_repository: dict[str, Endpoint] = {"load": self._load, "unload": self._unload}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; no exception leaves, or the server would drop the connection."""
+        path: str = scope["path"]
+        try:
+            if self._authorise is not None:
+                self._authorise(scope["headers"], scope["method"], path)
+            method, endpoint, model, version = self._find(path)
+            if scope["method"] not in ({"GET", "HEAD"} if method == "GET" else {method}):
+                raise HTTPException(405, f"expected the method {method}, got {scope['method']}", {"Allow": method})
+            reply = await endpoint(Call(scope["headers"], receive, model, version))
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            await response_of(error, path)(scope, receive, send)
+            return
+        length = (b"content-length", str(len(reply.body)).encode())
+        await send({"type": "http.response.start", "status": 200, "headers": [*reply.headers, length]})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    def _find(self, path: str) -> tuple[str, Endpoint, str, str | None]:
+        """Return method, endpoint, model and version of ``path``."""
+        parts = tuple(path.split("/")[2:])
+        found = self._fixed.get(parts)
+        if found:
+            return *found, "", None
+        match parts:
+            case ("models", model, "versions", version, *rest) if model and version:
+                found = self._of_model.get(tuple(rest))
+                if found:
+                    return *found, model, version
+            case ("models", model, *rest) if model:
+                found = self._of_model.get(tuple(rest))
+                if found:
+                    return *found, model, None
+            case ("repository", "models", model, action) if model and action in self._of_repository:
+                return "POST", self._of_repository[action], model, None
+        raise NotFoundError("There is no such route.")
+
+    async def _infer(self, call: Call) -> Reply:
+        begun = time.perf_counter()
+        served: Served | None = None
+        code, rows = 500, 0
+        try:
+            how = framing(call.headers)
+            served = await self._catalog.get(call.model, call.version)
+            limit = self._settings.max_json_bytes if how.json_bytes is None else self._settings.max_binary_bytes
+            if how.json_bytes is not None and how.json_bytes > self._settings.max_json_bytes:
+                raise InvalidRequestError(f"the JSON part has {how.json_bytes} bytes, at most {self._settings.max_json_bytes} are read")
+            body = await read(call.receive, how, limit=limit, seconds=self._settings.request_timeout)
+            encoded, rows = await served.answer(body, how.json_bytes)
+            code = 200
+            return await _framed(encoded.body, encoded.json_bytes, how)
+        except SpecnormError as error:
+            code = status_of(error)
+            raise
+        except HTTPException as error:
+            code = error.status_code
+            raise
+        finally:
+            if self._metrics is not None:
+                name, version = (served.name, served.version) if served else ("", "")
+                self._metrics.observe(name, version, code, time.perf_counter() - begun, rows)
+
+    async def _server(self, call: Call) -> Reply:
+        return _json(describe.server(self._version))
+
+    async def _live(self, call: Call) -> Reply:
+        return _json(health.live())
+
+    async def _ready(self, call: Call) -> Reply:
+        return _json(health.ready(self._catalog))
+
+    async def _metadata(self, call: Call) -> Reply:
+        served = await self._catalog.get(call.model, call.version)
+        versions = await self._catalog.versions(call.model)
+        return _json(describe.metadata(served, versions if call.version is None else [served.version]))
+
+    async def _model_ready(self, call: Call) -> Reply:
+        served = await self._catalog.get(call.model, call.version)
+        return _json({"name": served.name, "ready": True})
+
+    async def _config(self, call: Call) -> Reply:
+        served = await self._catalog.get(call.model, call.version)
+        return _json(describe.config(served, max_batch_rows=self._settings.max_batch_rows))
+
+    async def _statistics(self, call: Call) -> Reply:
+        """Tell of one version, or of all of a model that were loaded, once it is sure that there are such."""
+        await self._catalog.get(call.model, call.version)
+        return self._told(lambda model, version: model == call.model and call.version in (None, version))
+
+    async def _all_statistics(self, call: Call) -> Reply:
+        return self._told(lambda model, version: True)
+
+    def _told(self, about: Callable[[str, str], bool]) -> Reply:
+        known = sorted(self._catalog.statistics().items())
+        return _json({"model_stats": [told.describe(*key, device=device) for key, (told, device) in known if about(*key)]})
+
+    async def _index(self, call: Call) -> Reply:
+        only_ready = (await self._document(call)).get("ready", False)
+        if type(only_ready) is not bool:
+            raise InvalidRequestError("expected ready to be a boolean")
+        states = [state for state in await self._catalog.states() if state.state == "READY" or not only_ready]
+        return _json([{"name": name, "version": version, "state": state, "reason": reason} for name, version, state, reason in states])
+
+    async def _load(self, call: Call) -> Reply:
+        parameters = (await self._document(call)).get("parameters") or {}
+        if type(parameters) is not dict or any(name == "config" or name.startswith("file:") for name in parameters):
+            raise InvalidRequestError(
+                "a load takes neither config nor files here: import the model with POST /admin/models, then promote it"
+            )
+        await self._catalog.reload(call.model)
+        return _json({})
+
+    async def _unload(self, call: Call) -> Reply:
+        await self._document(call)
+        await self._catalog.versions(call.model)
+        raise InvalidRequestError("a model is not unloaded: promote another version, or delete the ones that are no longer needed")
+
+    async def _document(self, call: Call) -> dict[str, Any]:
+        """Return the small JSON object of a repository request; an empty body is an empty object."""
+        how = framing(call.headers)
+        body = await read(call.receive, how, limit=self._settings.max_json_bytes, seconds=self._settings.request_timeout)
+        try:
+            document = orjson.loads(body or b"{}")
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequestError(f"the body is not JSON: {error}") from None
+        if type(document) is not dict:
+            raise InvalidRequestError("expected the body to be empty or a JSON object")
+        return document
+
+
+def _json(value: Any) -> Reply:
+    return Reply(orjson.dumps(value))
+
+
+async def _framed(body: bytes, json_bytes: int | None, how: Framing) -> Reply:
+    """Return an inference answer under its headers. The length of the JSON part counts before compression."""
+    headers = _JSON if json_bytes is None else ((b"content-type", b"application/octet-stream"), (HEADER_LENGTH, str(json_bytes).encode()))
+    if how.accepted:
+        body, encoding = await compress(body, how.accepted)
+        if encoding:
+            headers = (*headers, (b"content-encoding", encoding), (b"vary", b"accept-encoding"))
+    return Reply(body, headers)

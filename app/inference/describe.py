@@ -1,0 +1,68 @@
+"""What the protocol says of a model: metadata and configuration."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from app.inference.catalog import Served
+from export.bundle import Tensor
+
+NAME: Final = "specnorm"
+EXTENSIONS: Final = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+    "x_spectral",
+)
+
+
+def server(version: str) -> dict[str, Any]:
+    """Return the metadata of the server itself."""
+    return {"name": NAME, "version": version, "extensions": list(EXTENSIONS)}
+
+
+def metadata(served: Served, versions: Sequence[str]) -> dict[str, Any]:
+    """Return the metadata of one version; a free dimension is -1, the batch dimension included."""
+    manifest = served.manifest
+    bound = manifest.lipschitz.bound
+    properties = {
+        "version": served.version,
+        "device": served.device,
+        "model_digest": served.digest,
+        "input_units": manifest.input.units,
+        "gradient_mode": manifest.gradient_mode,
+        "lipschitz_bound": None if bound is None else repr(bound),
+        "lipschitz_reason": manifest.lipschitz.reason,
+    }
+    return {
+        "name": served.name,
+        "versions": list(versions),
+        "platform": "onnx_onnxv1",
+        "inputs": [tensor.model_dump() for tensor in manifest.signature.inputs],
+        "outputs": [tensor.model_dump() for tensor in manifest.signature.outputs],
+        "properties": {name: value for name, value in properties.items() if value is not None},
+    }
+
+
+def config(served: Served, *, max_batch_rows: int) -> dict[str, Any]:
+    """Return the configuration of one version; dimensions are without the batch where requests are batched."""
+    signature = served.manifest.signature
+    batched = signature.rows_independent and all(tensor.shape[:1] == (-1,) for tensor in (*signature.inputs, *signature.outputs))
+
+    def entry(tensor: Tensor) -> dict[str, Any]:
+        datatype = "TYPE_STRING" if tensor.datatype == "BYTES" else f"TYPE_{tensor.datatype}"
+        return {"name": tensor.name, "data_type": datatype, "dims": list(tensor.shape[1:] if batched else tensor.shape)}
+
+    return {
+        "name": served.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": max_batch_rows if batched else 0,
+        "input": [entry(tensor) for tensor in signature.inputs],
+        "output": [entry(tensor) for tensor in signature.outputs],
+        **({"dynamic_batching": {}} if batched else {}),
+        "instance_group": [{"kind": "KIND_GPU" if served.device == "cuda" else "KIND_CPU", "count": 1}],
+        "default_model_filename": "model.onnx",
+    }
