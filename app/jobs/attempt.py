@@ -1,0 +1,161 @@
+"""One attempt at a job, as the worker that makes it sees it: every write names the token, and is refused once it is stale."""
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, Row, insert, select, update
+
+from app.db import files, job_checkpoints, jobs
+from app.errors import ConflictError, NotFoundError
+from app.jobs import rows
+from app.jobs.machine import Event, State
+from app.jobs.request import JobRequest
+from app.jobs.store import Claim, owned
+
+
+class FencedError(ConflictError):
+    """This attempt no longer owns the job: another one was made, or the job has ended."""
+
+
+class CancelledError(ConflictError):
+    """The job is to be cancelled."""
+
+
+class Wish(StrEnum):
+    """What the job's owner wants of the worker."""
+
+    GO_ON = "go on"
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
+class Upload(NamedTuple):
+    """An uploaded data set: its bytes by digest, its format by the extension of its name."""
+
+    digest: str
+    filename: str
+
+
+class Assignment(NamedTuple):
+    """What is to be done."""
+
+    state: State
+    request: JobRequest
+    parent_model: str
+    parent_version: str
+    target: str
+    training: Upload
+    validation: Upload | None
+
+
+class Attempt:
+    """The worker's side of a claim. Any method raises FencedError when the claim has ended."""
+
+    def __init__(self, database: Engine, claim: Claim) -> None:
+        self.claim = claim
+        self._database = database
+
+    def assignment(self) -> Assignment:
+        """Return what is to be done."""
+        with self._fenced() as (connection, row):
+            model, _, version = row.parent.rpartition(":")
+            training = _upload(connection, row.training_file)
+            validation = None if row.validation_file is None else _upload(connection, row.validation_file)
+            return Assignment(State(row.state), JobRequest.model_validate(row.request), model, version, row.model, training, validation)
+
+    def heartbeat(self) -> Wish:
+        """Show life, and return what is wanted."""
+        with self._fenced() as (connection, row):
+            connection.execute(update(jobs).where(jobs.c.id == row.id).values(heartbeat=jobs.c.heartbeat + 1))
+            return Wish.CANCEL if row.cancel else Wish.PAUSE if row.paused else Wish.GO_ON
+
+    def accept(self, message: str) -> None:
+        """The data are good: the job is queued."""
+        self._move(Event.ACCEPT, message)
+
+    def start(self, message: str) -> None:
+        """Training begins."""
+        self._move(Event.START, message)
+
+    def event(self, message: str, *, level: rows.Level = "info", data: dict[str, Any] | None = None) -> None:
+        """Append an event; with ``data`` it carries metrics."""
+        with self._fenced() as (connection, row):
+            rows.append(connection, row.id, message, level=level, data=data)
+
+    def progress(self, message: str, data: dict[str, Any], *, step: int, steps: int, seconds_left: float) -> None:
+        """Append the metrics of a step, and say when the job may be done."""
+        with self._fenced() as (connection, row):
+            rows.append(connection, row.id, message, data=data)
+            values = {"step": step, "steps": steps, "estimated_finish": int(time.time() + seconds_left)}
+            connection.execute(update(jobs).where(jobs.c.id == row.id).values(values))
+
+    def checkpoint(self, digest: str, *, step: int, metrics: dict[str, float]) -> None:
+        """Make the stored bytes ``digest`` what the next attempt goes on from; those before it are dropped."""
+        with self._fenced() as (connection, row):
+            connection.execute(update(job_checkpoints).where(job_checkpoints.c.job == row.id).values(digest=None))
+            found = {"id": f"ftckpt-{secrets.token_hex(12)}", "job": row.id, "created_at": int(time.time()), "step": step}
+            connection.execute(insert(job_checkpoints).values(**found, metrics=metrics, digest=digest))
+
+    def last_checkpoint(self) -> str | None:
+        """Return the digest of the bytes to go on from."""
+        with self._fenced() as (connection, row):
+            query = select(job_checkpoints.c.digest).where(job_checkpoints.c.job == row.id, job_checkpoints.c.digest.is_not(None))
+            return connection.scalar(query.order_by(job_checkpoints.c.number.desc()).limit(1))
+
+    def release(self, message: str) -> None:
+        """Put the job back into the queue."""
+        self._move(Event.RELEASE, message)
+
+    def cancelled(self) -> None:
+        """End the job as it was asked to."""
+        self._move(Event.CANCEL, "The job was cancelled.")
+
+    def fail(self, code: str, message: str, *, param: str | None = None) -> None:
+        """End the job as failed, with a reason that a client may read."""
+        with self._fenced() as (connection, row):
+            rows.fail(connection, row, code, message, param=param)
+
+    def succeed(self, message: str, **values: Any) -> None:
+        """End the job well, writing ``values`` (``result``, ``spectral``, …) to its row."""
+        with self._database.begin() as connection:
+            self.succeed_within(connection, message, **values)
+
+    def succeed_within(self, connection: Connection, message: str, **values: Any) -> None:
+        """End the job well as part of the transaction that publishes its model.
+
+        Raises:
+            CancelledError: a cancel request came first; nothing is to be published.
+        """
+        row = self.guard(connection)
+        if row.cancel:
+            raise CancelledError
+        rows.move(connection, row, Event.SUCCEED, **values)
+        rows.append(connection, row.id, message)
+
+    def guard(self, connection: Connection) -> Row[Any]:
+        """Return the job's row, held against other writers, or raise FencedError."""
+        row = connection.execute(owned(self.claim).with_for_update()).first()
+        if row is None:
+            raise FencedError
+        return row
+
+    def _move(self, event: Event, message: str) -> None:
+        with self._fenced() as (connection, row):
+            rows.move(connection, row, event)
+            rows.append(connection, row.id, message)
+
+    @contextmanager
+    def _fenced(self) -> Iterator[tuple[Connection, Row[Any]]]:
+        with self._database.begin() as connection:
+            yield connection, self.guard(connection)
+
+
+def _upload(connection: Connection, file: str) -> Upload:
+    row = connection.execute(select(files.c.digest, files.c.filename).where(files.c.id == file)).first()
+    if row is None:
+        raise NotFoundError(f"the file {file} is gone")
+    return Upload(row.digest, row.filename)

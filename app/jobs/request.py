@@ -1,0 +1,165 @@
+"""What a client may ask of a fine-tune job, in OpenAI's shape: checked, defaults filled in, aliases made one."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from app.errors import InvalidRequestError
+from app.registry.registry import NAME
+
+GradientMode = Literal["full", "simplified"]
+GRADIENT_MODES = tuple(sorted(get_args(GradientMode)))
+CANONICAL = "method.supervised.hyperparameters"
+LEARNING_RATE = 3e-3
+
+_BASE = re.compile(rf"({NAME.pattern})(?::([1-9][0-9]{{0,8}}))?")
+
+
+class Checked(BaseModel):
+    """A value from a client: immutable, finite, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+CheckedT = TypeVar("CheckedT", bound=Checked)
+
+
+class Hyperparameters(Checked):
+    """The fields, ranges and defaults of ``specnorm_core.Hyperparameters``, repeated where there is no torch.
+
+    ``gradient_mode`` None takes the mode of the model that is trained further. ``learning_rate_multiplier`` multiplies
+    the default learning rate and stands instead of ``learning_rate``.
+    """
+
+    gradient_mode: GradientMode | None = None
+    n_epochs: int = Field(default=20, ge=1, le=10_000)
+    batch_size: int = Field(default=64, ge=1, le=65_536)
+    learning_rate: float = Field(default=LEARNING_RATE, gt=0, le=1e30)
+    learning_rate_multiplier: float = Field(default=1.0, gt=0, le=1e30)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    loss: Literal["cross_entropy", "margin", "mse"] = "cross_entropy"
+    temperature: float = Field(default=10.0, gt=0, le=1e4)
+    margin: float = Field(default=0.5, gt=0)
+    power_iterations: int = Field(default=1, ge=1, le=100)
+    checkpoint_every: int = Field(default=100, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+class JobRequest(Checked):
+    """A fine-tune job as it was asked for, with every choice made explicit."""
+
+    model: str
+    training_file: str = Field(max_length=64)
+    validation_file: str | None = Field(default=None, max_length=64)
+    suffix: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,40}$")
+    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    promote: Literal["never", "if_not_worse"] = "never"
+    dry_run: bool = False
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+    @field_validator("metadata")
+    @classmethod
+    def _short(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        if value and any(len(key) > 64 or len(text) > 512 for key, text in value.items()):
+            raise ValueError("keys have at most 64 characters, values at most 512")
+        return value
+
+    @property
+    def base(self) -> tuple[str, str | None]:
+        """Name and, where one is named, version of the model to train from."""
+        found = _BASE.fullmatch(self.model)
+        if found is None:
+            raise InvalidRequestError(f"model must be `name` or `name:version`, not {self.model[:80]!r}", param="model")
+        return found[1], found[2]
+
+    @property
+    def target(self) -> str:
+        """Name of the model that the result is a version of: the base's, with the suffix if there is one."""
+        name = self.base[0] if self.suffix is None else f"{self.base[0]}-{self.suffix}"
+        if not NAME.fullmatch(name):
+            raise InvalidRequestError(f"model name and suffix together have at most 64 characters: {name!r}", param="suffix")
+        return name
+
+
+def parse(body: Any) -> JobRequest:
+    """Return the job that the JSON value ``body`` asks for.
+
+    ``gradient_mode`` and the other hyperparameters belong in ``method.supervised.hyperparameters``; the older place
+    ``hyperparameters``, and ``gradient_mode`` and ``seed`` at the top, are taken too, as long as they agree.
+
+    Raises:
+        InvalidRequestError: with the parameter, and for a choice by name the names there are.
+    """
+    fields = dict(_mapping(body, "the body"))
+    places: dict[str, Mapping[str, Any]] = {
+        CANONICAL: _of_method(fields.pop("method", None)),
+        "hyperparameters": _mapping(fields.pop("hyperparameters", None) or {}, "hyperparameters"),
+        "the top level": {name: fields.pop(name) for name in ("gradient_mode", "seed") if name in fields},
+    }
+    if fields.pop("integrations", None):
+        raise InvalidRequestError("integrations are not supported", param="integrations")
+    chosen = _agreed(places)
+    if {"learning_rate", "learning_rate_multiplier"} <= chosen.keys():
+        raise InvalidRequestError("give learning_rate or learning_rate_multiplier, not both", param=f"{CANONICAL}.learning_rate")
+    if "gradient_mode" in chosen and chosen["gradient_mode"] not in GRADIENT_MODES:
+        known = ", ".join(GRADIENT_MODES)
+        raise InvalidRequestError(
+            f"unknown gradient_mode {str(chosen['gradient_mode'])[:40]!r}: choose one of {known}", param=f"{CANONICAL}.gradient_mode"
+        )
+    hyperparameters = _validated(Hyperparameters, chosen, f"{CANONICAL}.")
+    if "learning_rate_multiplier" in chosen:
+        hyperparameters = hyperparameters.model_copy(update={"learning_rate": LEARNING_RATE * hyperparameters.learning_rate_multiplier})
+    else:
+        hyperparameters = hyperparameters.model_copy(update={"learning_rate_multiplier": hyperparameters.learning_rate / LEARNING_RATE})
+    request = _validated(JobRequest, {**fields, "hyperparameters": hyperparameters}, "")
+    if request.promote == "if_not_worse" and request.validation_file is None:
+        raise InvalidRequestError("promote if_not_worse needs a validation_file to judge by", param="validation_file")
+    _ = request.target  # judges the names of model and suffix
+    return request
+
+
+def _of_method(method: Any) -> Mapping[str, Any]:
+    if method is None:
+        return {}
+    fields = _mapping(method, "method")
+    if fields.get("type", "supervised") != "supervised" or fields.keys() - {"type", "supervised"}:
+        raise InvalidRequestError("method.type must be 'supervised'", param="method.type")
+    supervised = _mapping(fields.get("supervised") or {}, "method.supervised")
+    if supervised.keys() - {"hyperparameters"}:
+        raise InvalidRequestError("method.supervised has the one field hyperparameters", param="method.supervised")
+    return _mapping(supervised.get("hyperparameters") or {}, CANONICAL)
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"{where} must be a JSON object", param=None if where == "the body" else where)
+    return value
+
+
+def _agreed(places: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge the places where a hyperparameter may stand; ``auto`` and null are the same as nothing."""
+    chosen: dict[str, tuple[str, Any]] = {}
+    for place, fields in places.items():
+        for name, value in fields.items():
+            if value in ("auto", None):
+                continue
+            first, known = chosen.setdefault(name, (place, value))
+            if known != value:
+                raise InvalidRequestError(
+                    f"{name} is {str(known)[:40]!r} in {first} but {str(value)[:40]!r} in {place}", param=f"{CANONICAL}.{name}"
+                )
+    return {name: value for name, (_, value) in chosen.items()}
+
+
+def _validated(kind: type[CheckedT], fields: Mapping[str, Any], prefix: str) -> CheckedT:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        param = prefix + ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            raise InvalidRequestError(f"unknown parameter {param}; known are {', '.join(sorted(kind.model_fields))}", param=param) from None
+        raise InvalidRequestError(f"{param}: {problem['msg'].removeprefix('Value error, ')}", param=param) from None

@@ -1,0 +1,266 @@
+"""The jobs of a workspace, as clients and the dispatcher see them."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, func, insert, select, update
+
+from app.db import files, job_checkpoints, job_events, jobs, reading, version_files
+from app.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
+from app.jobs import rows
+from app.jobs.machine import TERMINAL, Event, State, advance
+from app.jobs.request import JobRequest
+from app.jobs.shape import checkpoint_object, event_object, job_object
+from app.registry import live
+from app.registry.once import once
+from app.registry.paging import Page, page
+from export.bundle import ARCHITECTURE, CHECKPOINT, parse
+
+MAX_OPEN = 1000
+"""Most jobs that may wait or run at once."""
+
+CLAIMABLE = (State.VALIDATING.value, State.QUEUED.value)
+
+
+class Claim(NamedTuple):
+    """A job that is the claimant's, for as long as its writes name this token."""
+
+    job: str
+    token: int
+
+
+class Lease(NamedTuple):
+    """Who works at a job, and the counter that stands still when nobody does any more."""
+
+    job: str
+    token: int
+    owner: str
+    heartbeat: int
+
+
+class Jobs:
+    """Fine-tune jobs in SQL. Safe to share between threads and processes."""
+
+    def __init__(self, database: Engine, *, max_open: int = MAX_OPEN) -> None:
+        self.database = database
+        self._max_open = max_open
+
+    def create(self, request: JobRequest, *, key: str | None = None) -> dict[str, Any]:
+        """Queue a job and return its object.
+
+        Args:
+            request: what is asked for.
+            key: idempotency key; the same key with the same request gives the same job.
+
+        Raises:
+            InvalidRequestError: a file or the model does not exist, or the model cannot be trained further.
+            QueueFullError: too many jobs wait already.
+        """
+        name = f"ftjob-{secrets.token_hex(12)}"
+        with self.database.begin() as connection:
+            name = once(connection, "job", key, request.model_dump(), lambda: self._insert(connection, name, request))
+            return job_object(rows.find(connection, name))
+
+    def get(self, job: str) -> dict[str, Any]:
+        """Return the object of a job, or raise NotFoundError."""
+        with reading(self.database) as connection:
+            return job_object(rows.find(connection, job))
+
+    def list(
+        self, *, after: str | None = None, limit: int = 20, metadata: dict[str, str] | None = None, without_metadata: bool = False
+    ) -> Page:
+        """Return the jobs that come after the one named ``after``, newest first.
+
+        Args:
+            after: id of the last job seen.
+            limit: most jobs to return.
+            metadata: only jobs whose metadata have these values.
+            without_metadata: only jobs without metadata.
+        """
+        query = select(jobs)
+        for name, value in (metadata or {}).items():
+            query = query.where(jobs.c.request["metadata"][name].as_string() == value)
+        if without_metadata:
+            query = query.where(jobs.c.request["metadata"].as_string().is_(None))
+        with reading(self.database) as connection:
+            return page(connection, query, jobs, job_object, after=after, limit=limit)
+
+    def events(self, job: str, *, after: str | None = None, limit: int = 20) -> Page:
+        """Return the events of a job that come after the one named ``after``, newest first."""
+        with reading(self.database) as connection:
+            rows.find(connection, job)
+            query = select(job_events).where(job_events.c.job == job)
+            return page(connection, query, job_events, event_object, after=after, limit=limit)
+
+    def events_since(self, job: str, number: int) -> tuple[Sequence[tuple[int, dict[str, Any]]], bool]:
+        """Return the events numbered above ``number``, oldest first, and whether the job has ended and no more will come."""
+        with reading(self.database) as connection:
+            ended = State(rows.find(connection, job).state) in TERMINAL
+            query = select(job_events).where(job_events.c.job == job, job_events.c.number > number).order_by(job_events.c.number)
+            return [(row.number, event_object(row)) for row in connection.execute(query)], ended
+
+    def checkpoints(self, job: str, *, after: str | None = None, limit: int = 10) -> Page:
+        """Return the checkpoints of a job that come after the one named ``after``, newest first."""
+        with reading(self.database) as connection:
+            rows.find(connection, job)
+            query = select(job_checkpoints).where(job_checkpoints.c.job == job)
+            return page(connection, query, job_checkpoints, checkpoint_object, after=after, limit=limit)
+
+    def cancel(self, job: str) -> dict[str, Any]:
+        """Cancel a job: at once where nobody works at it, or else at its worker's next heartbeat.
+
+        Raises:
+            NotFoundError: there is no such job.
+            IllegalTransitionError: it has ended.
+        """
+        with self.database.begin() as connection:
+            row = rows.find(connection, job, held=True)
+            advance(State(row.state), Event.CANCEL)
+            if row.owner is None:
+                rows.move(connection, row, Event.CANCEL, cancel=True)
+                rows.append(connection, job, "The job was cancelled.")
+            elif not row.cancel:
+                connection.execute(update(jobs).where(jobs.c.id == job).values(cancel=True))
+                rows.append(connection, job, "The job is asked to cancel.")
+            return job_object(rows.find(connection, job))
+
+    def pause(self, job: str) -> dict[str, Any]:
+        """Hold a job back: its worker writes a checkpoint and puts it back into the queue, where it waits for :meth:`resume`.
+
+        Raises:
+            NotFoundError: there is no such job.
+            ConflictError: it has ended, or is paused already.
+        """
+        return self._set_paused(job, paused=True)
+
+    def resume(self, job: str) -> dict[str, Any]:
+        """Let a paused job go on from its last checkpoint.
+
+        Raises:
+            NotFoundError: there is no such job.
+            ConflictError: it has ended, or is not paused.
+        """
+        return self._set_paused(job, paused=False)
+
+    def claim(self, owner: str) -> Claim | None:
+        """Take the oldest job that waits, or return None; one guarded statement, so two claimants never get the same."""
+        free = _free()
+        oldest = select(func.min(jobs.c.number)).where(*free).scalar_subquery()
+        statement = (
+            update(jobs)
+            .where(jobs.c.number == oldest, *free)
+            .values(owner=owner, attempt=jobs.c.attempt + 1, heartbeat=jobs.c.heartbeat + 1)
+            .returning(jobs.c.id, jobs.c.attempt)
+        )
+        with self.database.begin() as connection:
+            row = connection.execute(statement).first()
+        return None if row is None else Claim(row.id, row.attempt)
+
+    def waiting(self) -> bool:
+        """Return whether :meth:`claim` would find a job, without the lock that a claim takes."""
+        with reading(self.database) as connection:
+            return connection.execute(select(jobs.c.number).where(*_free()).limit(1)).first() is not None
+
+    def leases(self) -> Sequence[Lease]:
+        """Return the leases of all jobs that somebody works at."""
+        with reading(self.database) as connection:
+            query = select(jobs.c.id, jobs.c.attempt, jobs.c.owner, jobs.c.heartbeat).where(jobs.c.owner.is_not(None))
+            return [Lease(*row) for row in connection.execute(query)]
+
+    def lose(self, claim: Claim, *, why: str, max_attempts: int, heartbeat: int | None = None) -> State | None:
+        """Take a job from a worker that is dead or silent: back to the queue, or failed once that happened too often.
+
+        Args:
+            claim: whose claim ends.
+            why: for the job's events.
+            max_attempts: how many workers may be lost before the job is.
+            heartbeat: do nothing if the counter no longer stands here.
+
+        Returns:
+            The new state, or None where the claim had ended already.
+        """
+        with self.database.begin() as connection:
+            row = connection.execute(owned(claim).with_for_update()).first()
+            if row is None or heartbeat not in {None, row.heartbeat}:
+                return None
+            if row.cancel:
+                rows.append(connection, claim.job, f"The job was cancelled: {why}.")
+                return rows.move(connection, row, Event.CANCEL)
+            if row.losses + 1 >= max_attempts:
+                rows.fail(connection, row, "lost", f"{why}, for the {row.losses + 1}th time")
+                return State.FAILED
+            rows.append(connection, claim.job, f"The job goes back to the queue: {why}.", level="warn")
+            return rows.move(connection, row, Event.RELEASE, losses=row.losses + 1)
+
+    def give_up(self, claim: Claim, code: str, message: str) -> None:
+        """End a job as failed for a reason that its worker cannot tell; nothing where the claim had ended already."""
+        with self.database.begin() as connection:
+            row = connection.execute(owned(claim).with_for_update()).first()
+            if row is not None:
+                rows.fail(connection, row, code, message)
+
+    def _set_paused(self, job: str, *, paused: bool) -> dict[str, Any]:
+        with self.database.begin() as connection:
+            row = rows.find(connection, job, held=True)
+            if State(row.state) in TERMINAL or row.paused is paused:
+                state = "paused" if row.paused else row.state
+                raise ConflictError(f"a job that is {state} cannot be {'paused' if paused else 'resumed'}")
+            connection.execute(update(jobs).where(jobs.c.id == job).values(paused=paused))
+            rows.append(connection, job, "The job is asked to pause." if paused else "The job was resumed.")
+            return job_object(rows.find(connection, job))
+
+    def _insert(self, connection: Connection, name: str, request: JobRequest) -> str:
+        waiting = connection.scalar(select(func.count()).select_from(jobs).where(jobs.c.state.not_in([state.value for state in TERMINAL])))
+        if (waiting or 0) >= self._max_open:
+            raise QueueFullError(f"{waiting} jobs wait or run already: try again when one has ended")
+        for param in ("training_file", "validation_file"):
+            file = getattr(request, param)
+            if file is not None and connection.scalar(select(files.c.id).where(files.c.id == file)) is None:
+                raise InvalidRequestError(f"there is no file {file[:80]!r}: upload it to /v1/files first", param=param)
+        version = _base(connection, request)
+        mode = request.hyperparameters.gradient_mode or parse(version.manifest).gradient_mode or "full"
+        hyperparameters = request.hyperparameters.model_copy(update={"gradient_mode": mode})
+        connection.execute(
+            insert(jobs).values(
+                id=name,
+                created_at=int(time.time()),
+                state=State.VALIDATING.value,
+                request=request.model_copy(update={"hyperparameters": hyperparameters}).model_dump(),
+                model=request.target,
+                parent=f"{version.model}:{version.version}",
+                training_file=request.training_file,
+                validation_file=request.validation_file,
+            )
+        )
+        rows.append(connection, name, f"The job was created; it trains {version.model}:{version.version} further.")
+        return name
+
+
+def owned(claim: Claim) -> Select[Any]:
+    """Select the row of a job, if the claim on it still holds."""
+    return select(jobs).where(jobs.c.id == claim.job, jobs.c.attempt == claim.token, jobs.c.owner.is_not(None))
+
+
+def _free() -> tuple[ColumnElement[bool], ...]:
+    return jobs.c.owner.is_(None), jobs.c.paused.is_(False), jobs.c.state.in_(CLAIMABLE)
+
+
+def _base(connection: Connection, request: JobRequest) -> Row[Any]:
+    """Return the version to train from: the one named, or else the live one."""
+    name, version = request.base
+    try:
+        version = version or live.text(live.known(connection, name).live)
+        if version is None:
+            raise InvalidRequestError(f"model {name!r} has no live version: name one, as in `{name}:1`", param="model")
+        row = live.find(connection, name, version)
+    except NotFoundError as error:
+        raise InvalidRequestError(str(error), param="model") from None
+    query = select(version_files.c.name).where(version_files.c.model == name, version_files.c.version == row.version)
+    missing = {CHECKPOINT, ARCHITECTURE} - set(connection.scalars(query))
+    if missing:
+        raise InvalidRequestError(
+            f"{name}:{version} has no {' and no '.join(sorted(missing))}: it cannot be trained further", param="model"
+        )
+    return row

@@ -1,0 +1,60 @@
+"""The rows of a job's data set, judged against the model that is to learn them."""
+
+from pathlib import PurePath
+
+import numpy as np
+
+from app.jobs.attempt import Upload
+from app.jobs.request import Hyperparameters
+from app.registry.blobs import Blobs
+from app.worker.failure import JobFailedError
+from export.bundle import Manifest
+from specnorm_core.data import DataError, Dataset, read
+
+
+def load(blobs: Blobs, upload: Upload, manifest: Manifest, hyperparameters: Hyperparameters, *, param: str) -> Dataset:
+    """Return the data set of an upload, its inputs in the shape that the model takes.
+
+    Raises:
+        JobFailedError: with the code ``bad_data``: what is wrong, where, and what was expected.
+    """
+    content = blobs.get(upload.digest)
+    suffix = PurePath(upload.filename).suffix.lower()
+    try:
+        data = read(content, suffix)
+    except DataError as error:
+        raise JobFailedError("bad_data", f"{upload.filename}: {error}", param=param) from None
+    problem = _judge(data, manifest, hyperparameters)
+    if problem is not None:
+        message, row = problem
+        line = None if row is None else _line(content, suffix, row)
+        where = "" if row is None else f"row {row + 1}: " if line is None else f"line {line}: "
+        raise JobFailedError("bad_data", f"{upload.filename}: {where}{message}", param=param)
+    shape = manifest.signature.inputs[0].shape[1:]
+    return Dataset(np.ascontiguousarray(data.x.reshape(len(data.x), *shape)), data.y, data.digest)
+
+
+def _judge(data: Dataset, manifest: Manifest, hyperparameters: Hyperparameters) -> tuple[str, int | None] | None:
+    """Return what keeps the model from learning ``data``, with the row where it is one row, or None."""
+    expected, got = manifest.signature.inputs[0].shape[1:], data.x.shape[1:]
+    if got not in {expected, (int(np.prod(expected)),)}:
+        return f"the model takes inputs of shape {list(expected)}, the data set has {list(got)}", None
+    outputs = manifest.signature.outputs[0].shape[-1]
+    if hyperparameters.loss == "mse":
+        return None if outputs == 1 else (f"the loss mse needs a model of one output, this one has {outputs}", None)
+    if data.y.dtype.kind != "i":
+        row = int(np.flatnonzero(data.y != np.floor(data.y))[0])
+        return f"the loss {hyperparameters.loss} expects class labels, got the target {data.y[row]:g}: use the loss mse for values", row
+    beyond = np.flatnonzero(data.y >= outputs)
+    if beyond.size:
+        row = int(beyond[0])
+        return f"the model expects class labels from 0 to {outputs - 1}, got {int(data.y[row])}", row
+    return None
+
+
+def _line(content: bytes, suffix: str, row: int) -> int | None:
+    """Return the line (from 1) of a row of a text format, whose readers pass over empty lines."""
+    if suffix not in {".csv", ".jsonl"}:
+        return None
+    filled = [number for number, text in enumerate(content.decode("utf-8-sig").splitlines(), 1) if text.strip()]
+    return filled[row + (suffix == ".csv")]

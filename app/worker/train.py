@@ -1,0 +1,117 @@
+"""The training of a job: records become events, checkpoints become what the next attempt goes on from."""
+
+import math
+import time
+from typing import Any
+
+from torch import nn
+
+from app.errors import CorruptError, NotFoundError
+from app.jobs.attempt import Attempt
+from app.registry.blobs import Blobs
+from app.worker.failure import JobFailedError
+from app.worker.pulse import Pulse
+from specnorm_core.data import Dataset
+from specnorm_core.training import DivergedError, Fit, Hyperparameters, StepRecord
+
+EVENTS = 50
+"""About how many events with metrics one training appends."""
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    options: Hyperparameters,
+    *,
+    validation: Dataset | None,
+    attempt: Attempt,
+    blobs: Blobs,
+    pulse: Pulse,
+) -> dict[str, float]:
+    """Train ``model`` in place, from the job's last checkpoint if it has one, and return the last metrics.
+
+    Raises:
+        JobFailedError: training diverged.
+        SpecnormError: what :meth:`Pulse.check` raises, once the training so far is kept.
+    """
+    run = _resumed(model, data, options, validation, attempt, blobs) or Fit(model, data, options, validation=validation)
+    diary = _Diary(run, attempt, blobs)
+    try:
+        for record in run:
+            diary.note(record)
+            if record.step % options.checkpoint_every == 0 or record.step == record.steps or pulse.interrupted:
+                diary.keep()
+            pulse.check()
+    except DivergedError as error:
+        raise JobFailedError("diverged", f"{error} ({diary.last_finite()})") from error
+    model.eval()
+    return diary.metrics()
+
+
+def _resumed(
+    model: nn.Module, data: Dataset, options: Hyperparameters, validation: Dataset | None, attempt: Attempt, blobs: Blobs
+) -> Fit | None:
+    """Return the run as its last checkpoint left it, or None where there is none that can be used."""
+    digest = attempt.last_checkpoint()
+    if digest is None:
+        return None
+    try:
+        run = Fit(model, data, options, validation=validation, resume=blobs.get(digest))
+    except (CorruptError, NotFoundError, ValueError) as error:
+        attempt.event(f"The last checkpoint cannot be used, training starts anew: {error}", level="warn")
+        return None
+    attempt.event(f"Training goes on after step {run.step} of {run.steps}.")
+    return run
+
+
+class _Diary:
+    """What is known of a run so far, and how much of it was written down."""
+
+    def __init__(self, run: Fit, attempt: Attempt, blobs: Blobs) -> None:
+        self._run, self._attempt, self._blobs = run, attempt, blobs
+        self._first = self._noted = run.step
+        self._began = time.monotonic()
+        self._record: StepRecord | None = None
+        self._finite: StepRecord | None = None
+        self._accuracy: float | None = None
+        self._sigma: dict[str, float] = {}
+
+    def note(self, record: StepRecord) -> None:
+        """Take in a record, and append an event when enough has happened since the last."""
+        self._record = record
+        self._finite = record if math.isfinite(record.loss) else self._finite
+        self._accuracy = record.accuracy if record.accuracy is not None else self._accuracy
+        self._sigma = record.sigmas or self._sigma
+        if record.step - self._noted < max(1, record.steps // EVENTS) and record.step != record.steps:
+            return
+        self._noted = record.step
+        pace = (time.monotonic() - self._began) / (record.step - self._first)
+        data = {"step": record.step, "epoch": record.epoch, **self._numbers(), "sigma": _finite(self._sigma)}
+        message = f"Step {record.step} of {record.steps}: loss {record.loss:.6g}"
+        left = pace * (record.steps - record.step)
+        self._attempt.progress(message, data, step=record.step, steps=record.steps, seconds_left=left)
+
+    def keep(self) -> None:
+        """Store a checkpoint, unless what it would keep is past saving."""
+        if self._record is not None and self._record is self._finite:
+            metrics = {"train_loss" if name == "loss" else name: value for name, value in self._numbers().items()}
+            self._attempt.checkpoint(self._blobs.put(self._run.checkpoint()), step=self._record.step, metrics=metrics)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the last numbers, for the manifest."""
+        return self._numbers()
+
+    def last_finite(self) -> str:
+        """Return the last good loss as words."""
+        if self._finite is None:
+            return "no loss was finite"
+        return f"the last finite loss was {self._finite.loss:.6g}, at step {self._finite.step}"
+
+    def _numbers(self) -> dict[str, float]:
+        found: dict[str, Any] = {"loss": self._record.loss if self._record else None, "accuracy": self._accuracy}
+        return _finite(found)
+
+
+def _finite(numbers: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers that JSON can carry."""
+    return {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}

@@ -1,0 +1,143 @@
+"""One fine-tune, from the parent's bundle to a published version of the model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sqlalchemy import Connection
+
+from app.errors import ConflictError
+from app.jobs.attempt import Assignment, Attempt
+from app.jobs.machine import State
+from app.registry import live
+from app.registry.registry import Registry
+from app.worker import rows
+from app.worker.failure import JobFailedError
+from app.worker.pulse import Pulse
+from app.worker.train import train
+from app.worker.verdict import Verdict, judge
+from export import VerificationError
+from export.bundle import MODEL, Manifest, Training
+from export.pipeline import export_bundle, load_bundle
+from specnorm_core.data import Dataset
+from specnorm_core.training import Hyperparameters
+
+SAMPLES = 256
+"""Rows of the training data on which the exported graph is verified."""
+
+
+class _MovedOnError(ConflictError):
+    """Another version went live while this one was judged."""
+
+
+def tune(attempt: Attempt, registry: Registry, pulse: Pulse, *, threads: int) -> None:
+    """Do the job of ``attempt``: judge its data, train, export, verify, publish.
+
+    Raises:
+        JobFailedError: the job cannot be done, and why.
+        SpecnormError: what :meth:`Pulse.check` raises, once the training so far is kept as a checkpoint.
+    """
+    torch.set_num_threads(threads)
+    assignment = attempt.assignment()
+    parent = registry.manifest(assignment.parent_model, assignment.parent_version)
+    data, validation = _data(registry, assignment, parent)
+    if assignment.state is State.VALIDATING:
+        attempt.accept(f"The data are good: {len(data)} rows to train on, {len(validation) if validation else 0} to validate on.")
+    pulse.check()
+    attempt.start(f"Attempt {attempt.claim.token} starts.")
+    if assignment.request.dry_run:
+        attempt.succeed("Dry run: data and parameters are good; nothing was trained.", result={"rows": len(data)})
+        return
+    options = Hyperparameters.model_validate(assignment.request.hyperparameters.model_dump(exclude={"learning_rate_multiplier"}))
+    model, architecture = load_bundle(registry.files(assignment.parent_model, assignment.parent_version))
+    metrics = train(model, data, options, validation=validation, attempt=attempt, blobs=registry.blobs, pulse=pulse)
+
+    def progress(message: str) -> None:
+        pulse.check()
+        attempt.event(message)
+
+    try:
+        manifest, files = export_bundle(
+            model,
+            architecture,
+            samples=data.x[:SAMPLES],
+            domain=parent.input,
+            labels=parent.signature.labels,
+            training=Training(data_digest=data.digest, hyperparameters=options.model_dump(), metrics=metrics, seed=options.seed),
+            validation=validation,
+            progress=progress,
+        )
+    except VerificationError as error:
+        raise JobFailedError("rejected", str(error)) from error
+    pulse.check()
+    _publish(attempt, registry, assignment, parent, manifest, files, validation, threads)
+
+
+def _data(registry: Registry, assignment: Assignment, parent: Manifest) -> tuple[Dataset, Dataset | None]:
+    chosen = assignment.request.hyperparameters
+    data = rows.load(registry.blobs, assignment.training, parent, chosen, param="training_file")
+    if assignment.validation is None:
+        return data, None
+    return data, rows.load(registry.blobs, assignment.validation, parent, chosen, param="validation_file")
+
+
+def _publish(
+    attempt: Attempt,
+    registry: Registry,
+    assignment: Assignment,
+    parent: Manifest,
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    validation: Dataset | None,
+    threads: int,
+) -> None:
+    """Publish, end the job and, where that was asked for and earned, promote: in one transaction."""
+    target = assignment.target
+    while True:
+        verdict = Verdict(False, None, "that was not asked for", {})
+        if assignment.request.promote == "if_not_worse" and validation is not None:
+            verdict = judge(registry, target, manifest, files[MODEL], validation, threads=threads)
+
+        def within(connection: Connection, version: str, verdict: Verdict = verdict) -> None:
+            if verdict.promote and live.text(live.known(connection, target).live) != verdict.against:
+                raise _MovedOnError
+            name = f"{target}:{version}"
+            fate = "is live now" if verdict.promote else "is not promoted"
+            attempt.succeed_within(
+                connection,
+                f"The job succeeded: {name} {fate}, since {verdict.reason}.",
+                fine_tuned_model=name,
+                result=_result(version, manifest, verdict),
+                spectral=_spectral(parent, manifest),
+            )
+            if verdict.promote:
+                live.promote(connection, target, version, why=verdict.reason, who=attempt.claim.job)
+
+        try:
+            parent_name = f"{assignment.parent_model}:{assignment.parent_version}"
+            registry.publish(target, manifest, files, job=attempt.claim.job, parent=parent_name, within=within)
+        except _MovedOnError:
+            continue
+        return
+
+
+def _result(version: str, manifest: Manifest, verdict: Verdict) -> dict[str, Any]:
+    metrics = manifest.training.metrics if manifest.training else {}
+    return {
+        "version": version,
+        "model_digest": manifest.model_digest,
+        "metrics": {**metrics, **verdict.scores},
+        "verification": manifest.verification,
+        "promoted": verdict.promote,
+        "promotion_reason": verdict.reason,
+    }
+
+
+def _spectral(before: Manifest, after: Manifest) -> dict[str, Any]:
+    """Return sigma of every layer and the Lipschitz bound, before and after."""
+
+    def of(manifest: Manifest) -> dict[str, Any]:
+        sigma = {layer.name: layer.sigma_upper for layer in manifest.layers}
+        return {"sigma": sigma, "lipschitz_bound": manifest.lipschitz.bound}
+
+    return {"gradient_mode": after.gradient_mode, "before": of(before), "after": of(after)}
