@@ -5,12 +5,15 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 
+from fastapi import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import errors
+from app.errors import TooLargeError
 from app.observability import Family, Sample, new_request_id, request_id
 from app.security import Access, authorise
+from app.settings import Settings
 
 # The console loads nothing from elsewhere and runs no inline script; the API pages draw their icons as data: images.
 PAGE_HEADERS = (
@@ -32,9 +35,10 @@ class Guard:
     the connection and the pooled client's next request with it.
     """
 
-    def __init__(self, inner: ASGIApp, access: Access) -> None:
+    def __init__(self, inner: ASGIApp, access: Access, settings: Settings) -> None:
         self._inner = inner
         self._access = access
+        self._settings = settings
         self._answers: Counter[tuple[str, str]] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +56,7 @@ class Guard:
                 self._access, scope["method"], path, scope["headers"], raw_path=raw_path.decode("latin-1") if raw_path else None
             )
             scope.setdefault("state", {})["principal"] = principal
-            await self._inner(scope, receive, answer)
+            await self._inner(scope, self._bounded(scope, receive), answer)
         except ClientDisconnect:
             log.debug("%s %s: the client went away", scope["method"], path)
         except Exception as error:
@@ -64,11 +68,36 @@ class Guard:
             self._answers[scope["method"] if scope["method"] in _METHODS else "other", str(answer.status or 499)] += 1
             request_id.reset(token)
 
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """Return a ``receive`` that takes no more than the route's limit; the inference protocol has its own."""
+        path: str = scope["path"]
+        if path.startswith("/v2") or scope["method"] in {"GET", "HEAD"}:
+            return receive
+        limit = self._settings.max_upload_bytes + MULTIPART_BYTES if path in UPLOADS else self._settings.max_json_bytes
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if int(declared) > limit:
+            raise TooLargeError(f"The body has {int(declared)} bytes; at most {limit} are taken here.")
+        taken = 0
+
+        async def bounded() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > limit:
+                # FastAPI lets only its own exception through while it reads a body.
+                raise HTTPException(413, f"The body is larger than the {limit} bytes that are taken here.")
+            return message
+
+        return bounded
+
     async def families(self) -> AsyncIterator[Family]:
         """Tell how many requests were answered, by method and status."""
         samples = tuple(Sample({"method": method, "status": status}, count) for (method, status), count in sorted(self._answers.items()))
         yield Family("specnorm_http_requests_total", "counter", "Requests answered.", samples)
 
+
+UPLOADS = frozenset({"/v1/files", "/admin/models"})
+MULTIPART_BYTES = 2**20  # of boundaries, headers and fields around the file
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 

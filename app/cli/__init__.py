@@ -8,7 +8,7 @@ import typer
 from app.cli import children, jobs, keys, models, serve
 from app.errors import SpecnormError
 
-app = typer.Typer(
+root = typer.Typer(
     help="Train, export and serve spectral-normalised networks whose every answer carries a Lipschitz bound that holds.",
     no_args_is_help=True,
     add_completion=False,
@@ -16,16 +16,16 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for room in (serve, children, keys):
-    room.register(app)
-app.add_typer(models.app, name="models")
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(keys.app, name="keys")
+    room.register(root)
+root.add_typer(models.commands, name="models")
+root.add_typer(jobs.commands, name="jobs")
+root.add_typer(keys.commands, name="keys")
 
 
 def main() -> None:
     """Run one command: exit code 0 on success, 1 on a failed check, 2 on bad usage; an error is one sentence on stderr."""
     try:
-        result = app(standalone_mode=False)
+        result = root(standalone_mode=False)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # `specnorm … | head`

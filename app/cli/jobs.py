@@ -10,7 +10,7 @@ import typer
 from app.cli import output
 from app.cli.remote import Service, Url
 
-app = typer.Typer(help="Fine-tune jobs of a running service (--url).", no_args_is_help=True)
+commands = typer.Typer(help="Fine-tune jobs of a running service (--url).", no_args_is_help=True)
 
 PATH = "/v1/fine_tuning/jobs"
 OVER = {"succeeded", "failed", "cancelled"}
@@ -19,20 +19,20 @@ COLUMNS = ("id", "status", "model", "fine_tuned_model", "trained_on", "created")
 Job = Annotated[str, typer.Argument(help="Id of the job.")]
 
 
-@app.command("list")
+@commands.command("list")
 def list_(url: Url = None, limit: Annotated[int, typer.Option(min=1, max=100)] = 20, *, as_json: output.Json = False) -> None:
     """List the newest jobs."""
     found = Service(url).get(PATH, limit=limit)["data"]
     output.show(found if as_json else [_row(job) for job in found], COLUMNS, as_json=as_json)
 
 
-@app.command()
+@commands.command()
 def show(job: Job, url: Url = None) -> None:
     """Print all about one job, as JSON."""
     output.show_json(Service(url).get(f"{PATH}/{job}"))
 
 
-@app.command()
+@commands.command()
 def submit(
     *,
     model: Annotated[str, typer.Option(help="Model or model:version to start from.")],
@@ -67,13 +67,13 @@ def submit(
         typer.echo(job["id"])
 
 
-@app.command()
+@commands.command()
 def cancel(job: Job, url: Url = None) -> None:
     """Ask a job to stop."""
     typer.echo(Service(url).post(f"{PATH}/{job}/cancel")["status"])
 
 
-@app.command()
+@commands.command()
 def logs(
     job: Job, url: Url = None, *, follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False
 ) -> None:

@@ -10,12 +10,12 @@ from app.cli import output
 from app.cli.workspace import settings as read_settings
 from app.errors import InvalidRequestError
 
-app = typer.Typer(help="Keys that clients of the service need.", no_args_is_help=True)
+commands = typer.Typer(help="Keys that clients of the service need.", no_args_is_help=True)
 
 KeyPath = Annotated[Path | None, typer.Option("--file", help="The file of keys; by default SPECNORM_API_KEYS_FILE.")]
 
 
-@app.command()
+@commands.command()
 def create(
     scope: Annotated[list[str], typer.Option(help="What the key is good for: infer, train or admin; may be repeated.")],
     file: KeyPath = None,
@@ -32,7 +32,7 @@ def create(
     typer.echo(secret)
 
 
-@app.command("list")
+@commands.command("list")
 def list_(file: KeyPath = None, *, as_json: output.Json = False) -> None:
     """List the keys of a file, without their secrets."""
     from app.security import read_keys  # noqa: PLC0415

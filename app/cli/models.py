@@ -11,7 +11,7 @@ from app.cli.workspace import Workspace, registry
 from app.cli.workspace import settings as read_settings
 from app.errors import CorruptError, InvalidRequestError
 
-app = typer.Typer(help="Models and versions, of a workspace (--workspace) or of a running service (--url).", no_args_is_help=True)
+commands = typer.Typer(help="Models and versions, of a workspace (--workspace) or of a running service (--url).", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="Name of the model.")]
 Version = Annotated[str, typer.Argument(help="Version.")]
@@ -19,7 +19,7 @@ Version = Annotated[str, typer.Argument(help="Version.")]
 WHO = "specnorm models"
 
 
-@app.command("list")
+@commands.command("list")
 def list_(workspace: Workspace = None, url: Url = None, *, as_json: output.Json = False) -> None:
     """List the models and the version of each that is live."""
     if url:
@@ -31,7 +31,7 @@ def list_(workspace: Workspace = None, url: Url = None, *, as_json: output.Json 
     output.show(rows if as_json else brief, ["name", "live_version", "versions"], as_json=as_json)
 
 
-@app.command()
+@commands.command()
 def show(name: Name, workspace: Workspace = None, url: Url = None, *, as_json: output.Json = False) -> None:
     """Show the versions of a model: their bounds, metrics and origin."""
     rows: list[dict[str, Any]]
@@ -39,7 +39,7 @@ def show(name: Name, workspace: Workspace = None, url: Url = None, *, as_json: o
     output.show(rows, ["version", "gradient_mode", "lipschitz_bound", "metrics", "parent", "job"], as_json=as_json)
 
 
-@app.command()
+@commands.command()
 def promote(name: Name, version: Version, workspace: Workspace = None, url: Url = None) -> None:
     """Make a version the live one."""
     if url:
@@ -49,7 +49,7 @@ def promote(name: Name, version: Version, workspace: Workspace = None, url: Url 
     typer.echo(f"{name}:{version} is live" + (f"; before it was {previous}" if previous not in {None, version} else ""))
 
 
-@app.command()
+@commands.command()
 def rollback(name: Name, workspace: Workspace = None, url: Url = None) -> None:
     """Go back to the version that was live before."""
     if url:
@@ -60,7 +60,7 @@ def rollback(name: Name, workspace: Workspace = None, url: Url = None) -> None:
     typer.echo(f"{name}:{live} is live again; before it was {previous}")
 
 
-@app.command("import")
+@commands.command("import")
 def import_(
     path: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of a bundle.")],
     name: Annotated[str, typer.Option(help="Name of the model that it becomes the next version of.")],
@@ -71,7 +71,7 @@ def import_(
     output.note(children.publish(path, name, _folder(workspace)))
 
 
-@app.command()
+@commands.command()
 def export(
     name: Annotated[str, typer.Argument(help="NAME, or NAME:VERSION; without one the live version.")],
     out: Annotated[Path, typer.Option(help="New folder.")],
@@ -90,7 +90,7 @@ def export(
     typer.echo(f"{model}:{version} is in {out}")
 
 
-@app.command()
+@commands.command()
 def verify(workspace: Workspace = None, *, as_json: output.Json = False) -> None:
     """Read every file of every version and compare it with what was recorded; exit code 1 if one differs."""
     models = registry(_folder(workspace))

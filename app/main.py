@@ -1,0 +1,150 @@
+"""The composition root: settings → stores → catalog → routes. Nothing else constructs."""
+
+import asyncio
+import importlib.metadata
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+from fastapi import FastAPI
+from sqlalchemy import Engine
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app import console
+from app.api import admin, docs, errors, metrics, session, v1, v2
+from app.api.guard import Guard
+from app.db import connect
+from app.errors import SpecnormError
+from app.inference.catalog import Catalog
+from app.jobs.dispatch import Dispatcher
+from app.jobs.launcher import Local
+from app.jobs.store import Jobs
+from app.observability import Metrics
+from app.registry.blobs import Blobs
+from app.registry.files import Files
+from app.registry.registry import Registry
+from app.security import Access, access
+from app.settings import Settings
+
+VERSION = importlib.metadata.version("specnorm")
+FOLLOW_SECONDS = 0.5
+RETRY_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> ASGIApp:
+    """Return the service as one ASGI application.
+
+    Raises:
+        InvalidRequestError: the settings would serve others without keys, or the file of keys cannot be read.
+        CorruptError, UnavailableError: the workspace cannot be used.
+    """
+    judged_by = access(settings)
+    database = connect(settings.workspace)
+    registry = Registry(database, Blobs(settings.workspace / "blobs"))
+    catalog = Catalog(registry, settings)
+    api = _api(settings, judged_by, registry, catalog)
+    guard = Guard(_Fork(v2.InferApp(catalog, settings, version=VERSION), api), judged_by, settings)
+    page = Metrics()
+    page.add(guard.families)
+    page.add(lambda: metrics.inference(catalog))
+    page.add(lambda: metrics.certificates(catalog))
+    page.add(lambda: metrics.stored(database))
+    api.router.routes.append(metrics.route(page))
+    return guard
+
+
+def create_dispatcher(settings: Settings, database: Engine | None = None) -> Dispatcher:
+    """Return what runs the jobs of a workspace."""
+    return Dispatcher(Jobs(database or connect(settings.workspace)), Local(settings), settings)
+
+
+class _Fork:
+    """Sends ``/v2`` straight to the inference protocol and all else to FastAPI."""
+
+    def __init__(self, inference: ASGIApp, api: ASGIApp) -> None:
+        self._inference = inference
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        await (self._inference if path == "/v2" or path.startswith("/v2/") else self._api)(scope, receive, send)
+
+
+def _api(settings: Settings, judged_by: Access, registry: Registry, catalog: Catalog) -> FastAPI:
+    """Return every route but the inference protocol's; its lifespan is that of the whole service."""
+    jobs = Jobs(registry.database)
+    files = Files(registry.database, registry.blobs, max_bytes=settings.max_upload_bytes)
+
+    @asynccontextmanager
+    async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
+        await catalog.start()
+        with _running(_tasks(settings, registry, catalog)) as tasks:
+            yield
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await catalog.close()
+        registry.database.dispose()
+
+    api = FastAPI(
+        title="specnorm",
+        version=VERSION,
+        description="Spectral-normalised networks whose every answer carries a Lipschitz bound that holds.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    errors.install(api)
+    api.include_router(v1.router(files, jobs, registry))
+    api.include_router(admin.router(registry, catalog, jobs))
+    api.include_router(session.router(judged_by))
+    api.include_router(console.router())
+    api.router.routes.append(docs.route())
+    api.openapi = docs.describe(api, v2.openapi)  # type: ignore[method-assign]  # the way that FastAPI documents
+    return api
+
+
+def _tasks(settings: Settings, registry: Registry, catalog: Catalog) -> Iterator[asyncio.Task[None]]:
+    """Start what runs beside the requests."""
+    yield asyncio.create_task(follow(registry, catalog))
+    if settings.worker == "local":
+        yield asyncio.create_task(create_dispatcher(settings, registry.database).run())
+
+
+@contextmanager
+def _running(tasks: Iterator[asyncio.Task[None]]) -> Iterator[list[asyncio.Task[None]]]:
+    started = list(tasks)
+    try:
+        yield started
+    finally:
+        for task in started:
+            task.cancel()
+
+
+async def follow(registry: Registry, catalog: Catalog) -> None:
+    """Serve what others promote in the same workspace: a finished job, the command line, another replica.
+
+    Only the catalog reads what to load, in turn with the promotions of this process, so it never goes back.
+    """
+    retry: dict[tuple[str, str], float] = {}
+    now = asyncio.get_running_loop().time
+    while True:
+        await asyncio.sleep(FOLLOW_SECONDS)
+        with suppress(SpecnormError):  # the database is busy or gone: what is loaded goes on serving
+            for model, version in (await asyncio.to_thread(registry.live_versions)).items():
+                if version is None or catalog.live_version(model) == version or retry.get((model, version), 0.0) > now():
+                    continue
+                retry[model, version] = now() + RETRY_SECONDS
+                await _reload(catalog, model, version)
+
+
+async def _reload(catalog: Catalog, model: str, version: str) -> None:
+    try:
+        await catalog.reload(model)
+    except SpecnormError as error:
+        log.error("%s version %s is live and cannot be served: %s", model, version, error)
+    except Exception:  # one model must not end the watch over the others
+        log.exception("%s version %s is live and cannot be served", model, version)
+    else:
+        log.info("%s version %s is live", model, catalog.live_version(model))
