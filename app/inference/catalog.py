@@ -12,21 +12,14 @@ from app.inference.codec import Codec, Encoded, Request
 from app.inference.session import Session
 from app.inference.statistics import Statistics, Times
 from app.inference.tensors import Array
+from app.registry.artifact import Artifact
 from app.settings import Settings
-from export.bundle import Manifest
 
 Key = tuple[str, str]
 
 _DRAIN_POLL: Final = 0.01
 
 log = logging.getLogger(__name__)
-
-
-class Artifact(NamedTuple):
-    """A model and what is said about it; the digest of ``model`` is already checked."""
-
-    manifest: Manifest
-    model: bytes
 
 
 class Source(Protocol):
