@@ -202,7 +202,7 @@ def scope_of(path: str, raw_path: str | None = None) -> Scope | None:
     """
     if path == "/":
         return None
-    if not _ABNORMAL.search(path) and not _NEEDLESS.search(raw_path or ""):
+    if path.startswith("/") and not _ABNORMAL.search(path) and not _NEEDLESS.search(raw_path or ""):
         first, second = (f"{path}/".split("/", 3))[1:3]
         for prefix in (f"/{first}/{second}", f"/{first}"):
             if prefix in SCOPES:
