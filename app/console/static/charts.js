@@ -27,7 +27,7 @@ function ticks(low, high, wanted = 4) {
   return found;
 }
 
-const MARGIN = { top: 8, right: 10, bottom: 22, left: 46 };
+const MARGIN = { top: 8, right: 18, bottom: 22, left: 46 };
 const HEIGHT = 150;
 
 /** Keep at most about `limit` of `points`, the last always among them. */

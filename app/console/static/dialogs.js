@@ -20,8 +20,8 @@ function question(title, content, confirm, read, { dismissable = "Cancel" } = {}
 }
 
 /** True when the user confirms. */
-export const confirmed = async (title, sentences, action) =>
-  (await question(title, sentences.map((sentence) => h("p", {}, sentence)), action, () => true)) === true;
+export const confirmed = async (title, sentences, action, dismissable = "Cancel") =>
+  (await question(title, sentences.map((sentence) => h("p", {}, sentence)), action, () => true, { dismissable })) === true;
 
 /** The key that the user types, or null. */
 export function askForKey(sentence) {
@@ -36,8 +36,10 @@ export function notify(sentence, { undo = null, failed = false } = {}) {
   const place = byId("notice");
   const close = () => place.replaceChildren();
   const reverse = undo && h("button", { type: "button", onclick: () => { close(); undo(); } }, "Undo");
-  place.replaceChildren(h("div", { class: failed ? "notice failed" : "notice" }, h("p", {}, sentence), reverse,
-    h("button", { type: "button", class: "quiet", "aria-label": "Dismiss", onclick: close }, "✕")));
+  const said = h("div", { class: failed ? "notice failed" : "notice" }, h("p", {}, sentence), reverse,
+    h("button", { type: "button", class: "quiet", "aria-label": "Dismiss", onclick: close }, "✕"));
+  place.replaceChildren(said);
+  if (!undo && !failed) setTimeout(() => said.remove(), 8000);
   // The button that was pressed may be gone with the row it stood in: a keyboard goes on from here, not from the top.
   if (document.activeElement === document.body) reverse?.focus();
 }

@@ -19,6 +19,9 @@ export const lower = (value, digits = 5) => show(outward(value, digits, false));
 /** A plain number, rounded to nearest. */
 export const plain = (value, digits = 4) => (typeof value === "number" ? show(Number(value.toPrecision(digits))) : show(value));
 
+/** A number with a true minus sign and three decimals, for a column. */
+export const signed = (value) => value.toFixed(3).replace("-", "−");
+
 export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 
 /** A metric by its name: accuracies as percent. */

@@ -8,22 +8,24 @@ import { percent, plain, time, words } from "./format.js";
 
 const hyperparametersOf = (job) => ({ ...job.hyperparameters, ...job.method?.supervised?.hyperparameters });
 
-/** The live view of one job: curves and messages, fed until it ends or `signal` says stop. */
-function watch(job, signal, finished) {
+/** The live view of one job: curves and messages, fed until it ends or `signal` says stop. `current()` is the job as last seen. */
+function watch(current, signal, finished) {
+  const { id } = current();
   const loss = lines("Loss");
   const accuracy = lines("Accuracy", { range: [0, 1], show: (y) => percent(y, 0) });
   const sigma = lines("Sigma of each layer");
   const progress = h("progress", { max: 1, "aria-label": "Progress", hidden: true });
-  const log = h("ol", { class: "log", tabindex: 0, "aria-label": `Messages of job ${job.id}` });
+  const log = h("ol", { class: "log", tabindex: 0, "aria-label": `Messages of job ${id}` });
   const element = h("div", { class: "watch" }, progress, loss.element, accuracy.element, sigma.element, log);
 
   function show({ created_at: at, level, message, type, data }) {
     const step = data?.step;
     if (type === "metrics" && Number.isFinite(step)) {
-      loss.add({ loss: data.loss }, step, data.steps);
-      accuracy.add({ accuracy: data.accuracy }, step, data.steps);
-      sigma.add(data.sigmas ?? {}, step, data.steps);
-      if (data.steps) { progress.hidden = false; progress.value = step / data.steps; }
+      const steps = data.steps ?? current().progress?.steps ?? 0;
+      loss.add({ loss: data.loss }, step, steps);
+      accuracy.add({ accuracy: data.accuracy }, step, steps);
+      sigma.add(data.sigmas ?? data.sigma ?? {}, step, steps);
+      if (steps) { progress.hidden = false; progress.value = step / steps; }
       return;
     }
     const end = log.scrollTop + log.clientHeight >= log.scrollHeight - 8;
@@ -33,7 +35,7 @@ function watch(job, signal, finished) {
 
   (async () => {
     try {
-      for await (const event of events(job.id, signal)) show(event);
+      for await (const event of events(id, signal)) show(event);
       progress.hidden = true;
       if (!signal.aborted) finished();
     } catch (error) {
@@ -60,8 +62,8 @@ export function jobPanel(place, { promote, changed }) {
   function actions(job) {
     const [model, version] = (job.fine_tuned_model ?? "").split(":");
     return h("div", { class: "actions" },
-      !ended(job.status) && h("button", { type: "button", onclick: (event) => during(event.currentTarget, async () => {
-        if (!await confirmed("Cancel this job?", ["It stops at its next step. What it has learnt so far is not published."], "Cancel the job")) return;
+      !ended(job.status) && !job.cancel_requested && h("button", { type: "button", onclick: (event) => during(event.currentTarget, async () => {
+        if (!await confirmed("Cancel this job?", ["It stops at its next step. What it has learnt so far is not published."], "Cancel the job", "Let it run")) return;
         await cancelJob(job.id);
         await refresh();
       }) }, "Cancel"),
@@ -78,7 +80,7 @@ export function jobPanel(place, { promote, changed }) {
       item.abort = null;
       if (!element.open) return;
       item.abort = new AbortController();
-      body.replaceChildren(item.actions, watch(item.job, item.abort.signal, refresh));
+      body.replaceChildren(item.actions, watch(() => item.job, item.abort.signal, refresh));
     });
     items.set(job.id, item);
     return item;
@@ -86,13 +88,13 @@ export function jobPanel(place, { promote, changed }) {
 
   function show(job) {
     const item = items.get(job.id) ?? create(job);
-    const status = job.paused ? "paused" : job.status;
+    const status = job.paused ? "paused" : job.cancel_requested && !ended(job.status) ? "cancelling" : job.status;
     const was = item.job.status;
     item.job = job;
     item.head.replaceChildren(h("span", { class: `badge state ${status}` }, words(status)), h("code", {}, job.id), h("small", {}, facts(job)));
     item.actions.replaceChildren(actions(job));
     if (job.error?.message) item.actions.prepend(h("p", { class: "error" }, `${job.error.message}${job.error.code ? ` (${job.error.code})` : ""}`));
-    if (was !== status && ended(status)) changed();
+    if (was !== job.status && ended(job.status)) changed();
     return item;
   }
 

@@ -23,7 +23,6 @@ export function certificate(lipschitz) {
 }
 
 function row(layer, trained, folded) {
-  const gap = (layer.sigma_upper - layer.sigma_estimate) / (layer.sigma_estimate || 1);
   const before = `trained: estimate ${lower(layer.sigma_estimate)}, upper bound ${upper(layer.sigma_upper)}`;
   const after = `served: at most ${upper(layer.folded_sigma_upper, 8)}, target ${layer.target}`;
   const within = layer.folded_sigma_upper <= layer.target;
@@ -31,7 +30,7 @@ function row(layer, trained, folded) {
     h("th", { scope: "row" }, h("code", {}, layer.name), h("small", {}, `${layer.kind} ${layer.shape.join("×")}`)),
     h("td", { "data-label": "Trained" },
       bar(layer.sigma_estimate, { to: trained, marks: [{ at: layer.sigma_upper, kind: "upper" }], label: before }),
-      h("small", {}, `${lower(layer.sigma_estimate)} to `, h("b", {}, upper(layer.sigma_upper)), ` (gap ${plain(100 * gap, 2)} %)`,
+      h("small", {}, `${lower(layer.sigma_estimate)} ≤ σ ≤ `, h("b", {}, upper(layer.sigma_upper)),
         layer.norm === "matricised" && `, operator ≤ ${upper(layer.operator_sigma_upper)}`)),
     h("td", { "data-label": "Served" },
       bar(layer.folded_sigma_upper, { to: folded, kind: within ? "bar folded" : "bar over", marks: [{ at: layer.target, kind: "target" }], label: after }),

@@ -3,7 +3,7 @@
 import { infer } from "./api.js";
 import { bar } from "./charts.js";
 import { failure, h } from "./dom.js";
-import { lower, percent, plain, softmax, upper } from "./format.js";
+import { lower, percent, plain, signed, softmax, upper } from "./format.js";
 import { pad } from "./pad.js";
 import { DIGITS } from "./samples.js";
 
@@ -43,7 +43,7 @@ function classes(logits, labels, temperature) {
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Class"), h("th", { scope: "col" }, "Logit"), h("th", { scope: "col", class: "number" }, "Probability"))),
     h("tbody", {}, logits.map((logit, index) => h("tr", { class: index === best && "best" },
       h("th", { scope: "row" }, name(index)),
-      h("td", {}, bar(logit, { from, to, kind: index === best ? "bar" : "bar rest", label: plain(logit) }), h("span", { class: "number" }, logit.toFixed(3))),
+      h("td", {}, bar(logit, { from, to, kind: index === best ? "bar" : "bar rest", label: plain(logit) }), h("span", { class: "number" }, signed(logit))),
       h("td", { class: "number" }, percent(probabilities[index])))))) };
 }
 
@@ -118,11 +118,13 @@ export function tryPanel(model, version, metadata, manifest, { teach }) {
   const isDigits = size === 8 && manifest.input.maximum === 16;
   const examples = isDigits && h("div", { class: "examples", role: "group", "aria-label": "Examples from the data set" },
     DIGITS.map((values, digit) => h("button", { type: "button", class: "quiet", "aria-label": `Example of a ${digit}`, onclick: () => drawing.set(values) }, String(digit))));
-  const labels = manifest.signature?.labels ?? [];
+  const outputs = metadata.outputs.find((one) => one.name === "logits")?.shape.at(-1) ?? 0;
+  const labels = manifest.signature?.labels?.length ? manifest.signature.labels : Array.from({ length: Math.max(0, outputs) }, (_, index) => String(index));
   const label = h("select", { "aria-label": "Right class" }, labels.map((name, index) => h("option", { value: index }, name)));
   const teaching = labels.length > 1 && h("p", { class: "teach" }, "Wrong, or unsure? This is a ", label, " ",
     h("button", { type: "button", class: "quiet", onclick: () => teach(drawing.values(), Number(label.value)) }, "Keep as an example"));
   output.replaceChildren(h("p", { class: "muted" }, "Draw, or choose an example."));
-  return [h("div", { class: "try" }, h("div", {}, drawing.element, isDigits && h("p", { class: "muted" }, "Draw large, or take a scan from the data set:"), examples, teaching,
-    h("details", {}, h("summary", {}, "As numbers"), form)), output)];
+  return [h("div", { class: "try" }, drawing.element, output, h("div", { class: "more" },
+    isDigits && h("p", { class: "muted" }, "Draw large, or take a scan from the data set:"), examples, teaching,
+    h("details", {}, h("summary", {}, "As numbers"), form)))];
 }
