@@ -143,6 +143,10 @@ class SpectralLayer(nn.Module):
             self._seen = self.weight._version
         return self
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._seen = self.weight._version  # a copy's weight counts its changes from the start
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.rederive()

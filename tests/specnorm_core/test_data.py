@@ -1,0 +1,95 @@
+import io
+import pickle
+
+import numpy as np
+import pytest
+
+from specnorm_core.data import DataError, load, read
+
+GOOD = {
+    ".jsonl": b'{"input": [1, 2.5], "target": 0}\n\n{"input": [3, 4], "target": 1}\n',
+    ".csv": b"a,b,target\n1,2.5,0\n3,4,1\n",
+}
+
+
+def npz(**arrays):
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("suffix", sorted(GOOD))
+def test_text_formats_give_the_rows_they_hold(suffix):
+    data = read(GOOD[suffix], suffix)
+    assert data.x.tolist() == [[1, 2.5], [3, 4]]
+    assert data.y.tolist() == [0, 1]
+    assert data.y.dtype == np.int64
+    assert data.classes == 2
+
+
+def test_the_digest_names_the_content_whatever_the_format():
+    digests = {read(GOOD[suffix], suffix).digest for suffix in GOOD}
+    digests.add(read(npz(x=np.array([[1, 2.5], [3, 4]], np.float32), y=np.array([0, 1])), ".npz").digest)
+    assert len(digests) == 1
+
+
+def test_a_target_column_need_not_be_the_last():
+    assert read(b"target,a\n1,5\n0,6\n", ".csv").y.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "line", "words"),
+    [
+        (".jsonl", b'{"input": [1], "target": 0}\n{"input": [1], "target"', 2, "not valid JSON"),
+        (".jsonl", b'{"input": [1], "target": 0}\n[1, 2]\n', 2, "expected an object"),
+        (".jsonl", b'{"input": [1], "target": 0}\n\n{"input": [1, 2], "target": 0}\n', 3, r"shape \(2,\), those before it \(1,\)"),
+        (".jsonl", b'{"input": [NaN], "target": 0}\n', 1, "not valid JSON"),
+        (".jsonl", b'{"input": [1e39], "target": 0}\n', 1, "too large for float32"),
+        (".jsonl", b'{"input": [true], "target": 0}\n', 1, "expected a number, got 'True'"),
+        (".jsonl", b'{"input": ["1"], "target": 0}\n', 1, "expected a number"),
+        (".jsonl", b'{"input": [1], "target": -1}\n', 1, "integer from 0, got -1"),
+        (".jsonl", b'{"input": ' + b"[" * 100000 + b"\n", 1, "not valid JSON"),
+        (".jsonl", b'{"input": [' + b"9" * 5000 + b'], "target": 0}\n', 1, "JSON|too large|equal length"),
+        (".jsonl", b'{"input": [1], "target": 0}\n\xff\xfe\n', 2, "not UTF-8"),
+        (".csv", b"a,target\n1,0\n1\n", 3, "expected 2 columns as in the header, got 1"),
+        (".csv", b"a,target\n1,0\nx,0\n", 3, "could not convert"),
+        (".csv", b"a,target\nnan,0\n", 2, "NaN"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(suffix, content, line, words):
+    with pytest.raises(DataError, match=words) as caught:
+        read(content, suffix)
+    assert caught.value.line == line
+    assert f"line {line}" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".npz"])
+def test_an_empty_file_is_refused(suffix):
+    with pytest.raises(DataError):
+        read(b"", suffix)
+
+
+def test_object_arrays_are_never_unpickled(tmp_path):
+    canary = tmp_path / "canary"
+
+    class Payload:
+        def __reduce__(self):
+            return (canary.write_text, ("gone",))
+
+    hostile = npz(x=np.array([Payload()], dtype=object), y=np.zeros(1))
+    canary.unlink(missing_ok=True)
+    for content in (hostile, pickle.dumps(Payload())):
+        with pytest.raises(DataError, match="object arrays are never read"):
+            read(content, ".npz")
+    assert not canary.exists()
+
+
+def test_unknown_formats_list_the_known():
+    with pytest.raises(DataError, match=r"\.csv, \.jsonl, \.npz; got '\.pkl'"):
+        read(b"", ".pkl")
+
+
+def test_digits_are_the_real_ones():
+    data = load("digits")
+    assert data.x.shape == (1797, 64)
+    assert (data.x.min(), data.x.max(), data.classes) == (0, 16, 10)

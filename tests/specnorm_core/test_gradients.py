@@ -1,0 +1,115 @@
+"""The closed forms against two definitions of a derivative: autograd through an SVD, and central differences, in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specnorm_core import gradients
+
+shapes = st.tuples(st.integers(1, 7), st.integers(1, 7), st.integers(1, 4), st.integers(0, 2**31))
+
+
+def case(m, n, batch, seed):
+    """A matrix with a leading singular value well apart from the second, its pair, inputs and output gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731  # one line says it
+    U, S, Vh = torch.linalg.svd(draw(m, n), full_matrices=False)
+    S = torch.linspace(2.0, 0.5, len(S), dtype=torch.float64)
+    return U @ torch.diag(S) @ Vh, U[:, 0], Vh[0], draw(batch, n), draw(batch, m)
+
+
+def through_svd(function, weight):
+    W = weight.clone().requires_grad_()
+    function(W).backward()
+    return W.grad
+
+
+def central(function, weight, h=1e-6):
+    """The derivative of a scalar function by central differences, in every entry."""
+    out = torch.zeros_like(weight)
+    for index in range(weight.numel()):
+        step = torch.zeros(weight.numel(), dtype=weight.dtype)
+        step[index] = h
+        step = step.view_as(weight)
+        out.view(-1)[index] = (function(weight + step) - function(weight - step)) / (2 * h)
+    return out
+
+
+def top(W):
+    return torch.linalg.svdvals(W)[0]
+
+
+def close(a, b, tolerance=1e-8):
+    return float((a - b).norm()) <= tolerance * max(float(b.norm()), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("formula", "function"),
+    [
+        (lambda W, u, v: gradients.sigma_gradient(u, v), top),
+        (gradients.sigma_squared_gradient, lambda W: top(W) ** 2),
+        (gradients.inverse_sigma_gradient, lambda W: 1 / top(W)),
+    ],
+    ids=["sigma", "sigma squared", "1 / sigma"],
+)
+@settings(max_examples=25, deadline=None)
+@given(shapes)
+def test_the_derivatives_of_sigma_are_those_of_the_top_singular_value(formula, function, shape):
+    W, u, v, *_ = case(*shape)
+    value = formula(W, u, v)
+    assert close(value, through_svd(function, W))
+    assert close(value, central(function, W))
+
+
+@settings(max_examples=25, deadline=None)
+@given(shapes)
+def test_the_full_gradient_is_that_of_the_loss_through_an_svd(shape):
+    W, u, v, x, g = case(*shape)
+
+    def loss(weight):
+        return (g * (x @ weight.T / top(weight))).sum()
+
+    value = gradients.full(W, u, v, x, g)
+    assert close(value, through_svd(loss, W))
+    assert close(value, central(loss, W))
+    assert abs(float((value * W).sum())) <= 1e-9 * float(g.norm() * x.norm())  # the layer does not change when W is scaled
+
+
+@settings(max_examples=25, deadline=None)
+@given(shapes)
+def test_the_full_jacobian_is_that_of_the_layer_through_an_svd(shape):
+    W, u, v, x, _ = case(*shape)
+    expected = torch.autograd.functional.jacobian(lambda weight: weight @ x[0] / top(weight), W)
+    assert close(gradients.full_jacobian(W, u, v, x[0]), expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(shapes)
+def test_the_simplified_gradient_holds_sigma_constant(shape):
+    W, u, v, x, g = case(*shape)
+    constant = top(W)
+    expected = through_svd(lambda weight: (g * (x @ weight.T / constant)).sum(), W)
+    assert close(gradients.simplified(W, u, v, x, g), expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(shapes)
+def test_per_sample_gradients_are_those_of_batches_of_one_and_sum_to_the_batch(shape):
+    W, u, v, x, g = case(*shape)
+    for whole, each in ((gradients.full, gradients.full_per_sample), (gradients.simplified, gradients.simplified_per_sample)):
+        samples = each(W, u, v, x, g)
+        for b in range(len(x)):
+            assert close(samples[b], whole(W, u, v, x[b : b + 1], g[b : b + 1]))
+        assert close(samples.sum(dim=0), whole(W, u, v, x, g))
+
+
+def test_the_seed_s_correction_term_is_no_gradient():
+    """The text's ``-u v' * W x / s^2`` contains no output gradient: where the shapes happen to broadcast it is far off."""
+    W, u, v, x, g = case(5, 5, 5, 0)
+    s = gradients.sigma(W, u, v)
+    main = torch.einsum("bi,bj->bij", g, x) / s
+    seed = (main - torch.outer(u, v) * (W @ x.T) / s**2).sum(dim=0)
+    exact = gradients.full(W, u, v, x, g)
+    assert float((seed - exact).norm() / exact.norm()) > 0.1
+    assert float((gradients.simplified(W, u, v, x, g) - exact).norm() / exact.norm()) > 0.01
