@@ -74,7 +74,8 @@ class Session:
         signature = manifest.signature
         _compare("input", self._session.get_inputs(), signature.inputs)
         _compare("output", self._session.get_outputs(), signature.outputs)
-        self._outputs = [tensor.name for tensor in signature.outputs]
+        self._outputs = signature.outputs
+        self._names = [tensor.name for tensor in signature.outputs]
         self._fixed, self._per_row = self._measure(signature.inputs, manifest.input)
 
     def run(self, inputs: Mapping[str, Array], stop: Stop | None = None) -> dict[str, Array]:
@@ -88,7 +89,7 @@ class Session:
             InvalidRequestError: the graph cannot be run on these inputs.
         """
         try:
-            return dict(zip(self._outputs, self._session.run(self._outputs, inputs, stop and stop.options), strict=True))
+            return dict(zip(self._names, self._session.run(self._names, inputs, stop and stop.options), strict=True))
         except _REFUSALS as error:
             log.warning("a run failed: %s", error)
             shapes = {name: list(array.shape) for name, array in inputs.items()}
@@ -116,12 +117,20 @@ class Session:
         return few - per_row, per_row
 
     def _timed(self, feed: Mapping[str, Array]) -> float:
+        self._check(self.run(feed))
         times: list[float] = []
         for _ in range(_WARM_RUNS):
             start = time.perf_counter()
             self.run(feed)
             times.append(time.perf_counter() - start)
         return min(times)
+
+    def _check(self, outputs: Mapping[str, Array]) -> None:
+        """Refuse outputs of other shapes than the manifest gives, which the graph itself need not tell."""
+        for tensor in self._outputs:
+            shape = outputs[tensor.name].shape
+            if len(shape) != len(tensor.shape) or any(want not in (-1, got) for want, got in zip(tensor.shape, shape, strict=True)):
+                raise CorruptError(f"The manifest says {list(tensor.shape)} of output {tensor.name!r}, a run gave {list(shape)}.")
 
 
 def _open(model: bytes, settings: Settings) -> Any:

@@ -66,7 +66,7 @@ def from_json(data: Any, datatype: str, shape: Shape, *, name: str) -> Array:
     flat = _flatten(data, shape, name)
     wrong = set(map(type, flat)) - _ELEMENTS[datatype]
     if wrong:
-        expected = " or ".join(sorted(_KINDS[element] for element in _ELEMENTS[datatype]))
+        expected = "a number" if datatype in FLOATS else _KINDS[next(iter(_ELEMENTS[datatype]))]
         raise InvalidRequestError(f"input {name!r}: every element of {datatype} data is {expected}, not {_KINDS[wrong.pop()]}")
     try:
         with np.errstate(over="raise"):
