@@ -101,6 +101,13 @@ class Jobs:
             query = select(job_events).where(job_events.c.job == job, job_events.c.number > number).order_by(job_events.c.number)
             return [(row.number, event_object(row)) for row in connection.execute(query)], ended
 
+    def number_of(self, job: str, event: str | None) -> int:
+        """Return the number of an event of a job, for :meth:`events_since`; 0 where none is named or it is not known."""
+        with reading(self.database) as connection:
+            rows.find(connection, job)
+            found = connection.scalar(select(job_events.c.number).where(job_events.c.id == event, job_events.c.job == job))
+        return found or 0
+
     def checkpoints(self, job: str, *, after: str | None = None, limit: int = 10) -> Page:
         """Return the checkpoints of a job that come after the one named ``after``, newest first."""
         with reading(self.database) as connection:

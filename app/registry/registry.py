@@ -133,12 +133,12 @@ class Registry:
         manifest = self.manifest(model, version)
         return Artifact(manifest, self._content(manifest, model, version, MODEL))
 
-    def describe(self, model: str) -> list[dict[str, Any]]:
-        """Return one line about each version of ``model``, oldest first."""
+    def describe(self, model: str, *, manifests: bool = False) -> list[dict[str, Any]]:
+        """Return one line about each version of ``model``, oldest first, with its whole manifest if that is wanted."""
         with reading(self.database) as connection:
             live.known(connection, model)
             rows = connection.execute(select(versions).where(versions.c.model == model).order_by(versions.c.version)).all()
-        return [_line(row) for row in rows]
+        return [_line(row, manifests=manifests) for row in rows]
 
     def promote(self, model: str, version: str, *, why: str, who: str) -> str | None:
         """Make ``version`` the live one and return the one that was; promoting the live version again changes nothing.
@@ -266,7 +266,7 @@ def _manifest(row: Row[Any]) -> Manifest:
         raise CorruptError(f"the manifest of {name} cannot be read: {error}") from None
 
 
-def _line(row: Row[Any]) -> dict[str, Any]:
+def _line(row: Row[Any], *, manifests: bool) -> dict[str, Any]:
     known = {"version": str(row.version), "created": row.created, "parent": row.parent, "job": row.job}
     try:
         manifest = _manifest(row)
@@ -278,4 +278,5 @@ def _line(row: Row[Any]) -> dict[str, Any]:
         "gradient_mode": manifest.gradient_mode,
         "lipschitz_bound": manifest.lipschitz.bound,
         "metrics": manifest.training.metrics if manifest.training else {},
+        **({"manifest": manifest.model_dump(mode="json")} if manifests else {}),
     }

@@ -34,7 +34,7 @@ def train(
         JobFailedError: training diverged.
         SpecnormError: what :meth:`Pulse.check` raises, once the training so far is kept.
     """
-    run = _resumed(model, data, options, validation, attempt, blobs) or Fit(model, data, options, validation=validation)
+    run = _run(model, data, options, validation=validation, attempt=attempt, blobs=blobs)
     diary = _Diary(run, attempt, blobs)
     try:
         for record in run:
@@ -48,20 +48,18 @@ def train(
     return diary.metrics()
 
 
-def _resumed(
-    model: nn.Module, data: Dataset, options: Hyperparameters, validation: Dataset | None, attempt: Attempt, blobs: Blobs
-) -> Fit | None:
-    """Return the run as its last checkpoint left it, or None where there is none that can be used."""
+def _run(model: nn.Module, data: Dataset, options: Hyperparameters, *, validation: Dataset | None, attempt: Attempt, blobs: Blobs) -> Fit:
+    """Return the run as its last checkpoint left it, or a new one where there is none that can be used."""
     digest = attempt.last_checkpoint()
-    if digest is None:
-        return None
-    try:
-        run = Fit(model, data, options, validation=validation, resume=blobs.get(digest))
-    except (CorruptError, NotFoundError, ValueError) as error:
-        attempt.event(f"The last checkpoint cannot be used, training starts anew: {error}", level="warn")
-        return None
-    attempt.event(f"Training goes on after step {run.step} of {run.steps}.")
-    return run
+    if digest is not None:
+        try:
+            run = Fit(model, data, options, validation=validation, resume=blobs.get(digest))
+        except (CorruptError, NotFoundError, ValueError) as error:
+            attempt.event(f"The last checkpoint cannot be used, training starts anew: {error}", level="warn")
+        else:
+            attempt.event(f"Training goes on after step {run.step} of {run.steps}.")
+            return run
+    return Fit(model, data, options, validation=validation)
 
 
 class _Diary:

@@ -1,7 +1,7 @@
 """One fine-tune, from the parent's bundle to a published version of the model."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sqlalchemy import Connection
@@ -11,19 +11,35 @@ from app.jobs.attempt import Assignment, Attempt
 from app.jobs.machine import State
 from app.registry import live
 from app.registry.registry import Registry
-from app.worker import rows
 from app.worker.failure import JobFailedError
 from app.worker.pulse import Pulse
+from app.worker.rows import load
 from app.worker.train import train
 from app.worker.verdict import Verdict, judge
-from export import VerificationError
 from export.bundle import MODEL, Manifest, Training
+from export.checkpoint import CheckpointError, Provenance
+from export.fold import FoldError
 from export.pipeline import export_bundle, load_bundle
+from export.to_onnx import GraphError
+from export.verify import VerificationError
+from specnorm_core.architecture import Network
 from specnorm_core.data import Dataset
 from specnorm_core.training import Hyperparameters
 
-SAMPLES = 256
-"""Rows of the training data on which the exported graph is verified."""
+
+class Rows(NamedTuple):
+    """What to train on, and what to judge by."""
+
+    training: Dataset
+    validation: Dataset | None
+
+
+class Finished(NamedTuple):
+    """What the training came to: the bundle, and the manifest of the one that it began with."""
+
+    parent: Manifest
+    manifest: Manifest
+    files: Mapping[str, bytes]
 
 
 class _MovedOnError(ConflictError):
@@ -40,7 +56,7 @@ def tune(attempt: Attempt, registry: Registry, pulse: Pulse, *, threads: int) ->
     torch.set_num_threads(threads)
     assignment = attempt.assignment()
     parent = registry.manifest(assignment.parent_model, assignment.parent_version)
-    data, validation = _data(registry, assignment, parent)
+    data, validation = _rows(registry, assignment, parent)
     if assignment.state is State.VALIDATING:
         attempt.accept(f"The data are good: {len(data)} rows to train on, {len(validation) if validation else 0} to validate on.")
     pulse.check()
@@ -49,50 +65,62 @@ def tune(attempt: Attempt, registry: Registry, pulse: Pulse, *, threads: int) ->
         attempt.succeed("Dry run: data and parameters are good; nothing was trained.", result={"rows": len(data)})
         return
     options = Hyperparameters.model_validate(assignment.request.hyperparameters.model_dump(exclude={"learning_rate_multiplier"}))
-    model, architecture = load_bundle(registry.files(assignment.parent_model, assignment.parent_version))
+    model, provenance = _parent(registry, assignment)
     metrics = train(model, data, options, validation=validation, attempt=attempt, blobs=registry.blobs, pulse=pulse)
+    training = Training(data_digest=data.digest, hyperparameters=options.model_dump(), metrics=metrics, seed=options.seed)
+    manifest, files = _exported(attempt, pulse, model, provenance, training=training, rows=Rows(data, validation))
+    pulse.check()
+    _publish(attempt, registry, assignment, Finished(parent, manifest, files), validation, threads=threads)
 
-    def progress(message: str) -> None:
+
+def _parent(registry: Registry, assignment: Assignment) -> tuple[Network, Provenance]:
+    try:
+        return load_bundle(registry.files(assignment.parent_model, assignment.parent_version))
+    except CheckpointError as error:
+        raise JobFailedError("bad_model", f"{assignment.parent_model}:{assignment.parent_version}: {error}", param="model") from error
+
+
+def _exported(
+    attempt: Attempt, pulse: Pulse, model: Network, parent: Provenance, *, training: Training, rows: Rows
+) -> tuple[Manifest, dict[str, bytes]]:
+    def progress(sentence: str) -> None:
         pulse.check()
-        attempt.event(message)
+        attempt.event(f"{sentence[:1].upper()}{sentence[1:]}.")
 
     try:
-        manifest, files = export_bundle(
+        return export_bundle(
             model,
-            architecture,
-            samples=data.x[:SAMPLES],
+            parent.architecture.with_gradient_mode(training.hyperparameters["gradient_mode"]),
+            samples=rows.training.x,
             domain=parent.input,
-            labels=parent.signature.labels,
-            training=Training(data_digest=data.digest, hyperparameters=options.model_dump(), metrics=metrics, seed=options.seed),
-            validation=validation,
+            labels=parent.labels,
+            training=training,
+            validation=rows.validation,
             progress=progress,
         )
-    except VerificationError as error:
+    except (FoldError, GraphError, VerificationError) as error:
         raise JobFailedError("rejected", str(error)) from error
-    pulse.check()
-    _publish(attempt, registry, assignment, parent, manifest, files, validation, threads)
 
 
-def _data(registry: Registry, assignment: Assignment, parent: Manifest) -> tuple[Dataset, Dataset | None]:
+def _rows(registry: Registry, assignment: Assignment, parent: Manifest) -> Rows:
     chosen = assignment.request.hyperparameters
-    data = rows.load(registry.blobs, assignment.training, parent, chosen, param="training_file")
+    training = load(registry.blobs, assignment.training, parent, chosen, param="training_file")
     if assignment.validation is None:
-        return data, None
-    return data, rows.load(registry.blobs, assignment.validation, parent, chosen, param="validation_file")
+        return Rows(training, None)
+    return Rows(training, load(registry.blobs, assignment.validation, parent, chosen, param="validation_file"))
 
 
 def _publish(
     attempt: Attempt,
     registry: Registry,
     assignment: Assignment,
-    parent: Manifest,
-    manifest: Manifest,
-    files: Mapping[str, bytes],
+    finished: Finished,
     validation: Dataset | None,
+    *,
     threads: int,
 ) -> None:
     """Publish, end the job and, where that was asked for and earned, promote: in one transaction."""
-    target = assignment.target
+    target, (parent, manifest, files) = assignment.target, finished
     while True:
         verdict = Verdict(False, None, "that was not asked for", {})
         if assignment.request.promote == "if_not_worse" and validation is not None:

@@ -1,0 +1,175 @@
+"""`/v1`: files, fine-tuning jobs and models, in the shapes that OpenAI's client reads.
+
+Every endpoint is a plain function, which runs on a thread: all of them wait for SQL or the disk.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, UploadFile
+from fastapi.responses import StreamingResponse
+
+from app.errors import InvalidRequestError, NotFoundError
+from app.jobs.request import Hyperparameters, JobRequest, parse
+from app.jobs.shape import ORGANIZATION
+from app.jobs.store import Jobs
+from app.registry.blobs import CHUNK
+from app.registry.files import Files
+from app.registry.paging import Page
+from app.registry.registry import Registry
+
+MAX_JOB_BYTES = 1 << 20
+
+Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key and request make one thing, however often sent.")]
+After = Annotated[str | None, Query(description="Id of the last item seen; it is not listed again.")]
+Limit = Annotated[int, Query(ge=1, le=100)]
+JobId = str
+
+
+def router(files: Files, jobs: Jobs, registry: Registry) -> APIRouter:
+    """Return the routes of files, jobs and models."""
+    routes = APIRouter(prefix="/v1")
+    _add_files(routes, files)
+    _add_jobs(routes, jobs)
+    _add_models(routes, registry)
+    return routes
+
+
+def _add_files(routes: APIRouter, files: Files) -> None:
+    @routes.post("/files", tags=["files"])
+    def create_file(
+        file: Annotated[UploadFile, File(description="A data set: .jsonl, .csv or .npz.")],
+        purpose: Annotated[str, Form(description="fine-tune")],
+        key: Key = None,
+    ) -> dict[str, Any]:
+        """Upload a data set. It is judged when a job reads it."""
+        return files.create(file.file, file.filename or "", purpose, key=key)
+
+    @routes.get("/files", tags=["files"])
+    def list_files(
+        after: After = None,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+        order: Literal["asc", "desc"] = "desc",
+        purpose: str | None = None,
+    ) -> dict[str, Any]:
+        """List the uploads."""
+        return _listed(files.list(after=after, limit=limit, order=order, purpose=purpose))
+
+    @routes.get("/files/{file_id}", tags=["files"])
+    def get_file(file_id: str) -> dict[str, Any]:
+        """Say what is known of an upload."""
+        return files.get(file_id)
+
+    @routes.get("/files/{file_id}/content", tags=["files"], response_class=StreamingResponse)
+    def get_file_content(file_id: str) -> StreamingResponse:
+        """Return the bytes of an upload."""
+        content = memoryview(files.content(file_id))
+        pieces: Iterator[memoryview] = (content[at : at + CHUNK] for at in range(0, len(content), CHUNK))
+        return StreamingResponse(pieces, media_type="application/octet-stream", headers={"Content-Length": str(len(content))})
+
+    @routes.delete("/files/{file_id}", tags=["files"])
+    def delete_file(file_id: str) -> dict[str, Any]:
+        """Forget an upload that no open job needs."""
+        files.delete(file_id)
+        return {"id": file_id, "object": "file", "deleted": True}
+
+
+async def _job_request(request: Request) -> JobRequest:
+    """Return the job that the body asks for; the content type never decides."""
+    body = await request.body()
+    if len(body) > MAX_JOB_BYTES:
+        raise InvalidRequestError(f"a job is described in at most {MAX_JOB_BYTES} bytes")
+    try:
+        return parse(json.loads(body, parse_constant=_refuse))
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("the body is not valid JSON") from None
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _add_jobs(routes: APIRouter, jobs: Jobs) -> None:  # a table of routes, each of a line
+    path = "/fine_tuning/jobs"
+
+    @routes.post(path, tags=["fine-tuning"], openapi_extra={"requestBody": _job_body()})
+    def create_job(request: Annotated[JobRequest, Depends(_job_request)], key: Key = None) -> dict[str, Any]:
+        """Queue a fine-tuning job."""
+        return jobs.create(request, key=key)
+
+    @routes.get(path, tags=["fine-tuning"])
+    def list_jobs(request: Request, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+        """List the jobs, newest first; `metadata[name]=value` and `metadata=null` choose among them."""
+        query = request.query_params
+        wanted = {name[9:-1]: value for name, value in query.items() if name.startswith("metadata[") and name.endswith("]")}
+        return _listed(jobs.list(after=after, limit=limit, metadata=wanted, without_metadata=query.get("metadata") == "null"))
+
+    @routes.get(path + "/{job_id}", tags=["fine-tuning"])
+    def get_job(job_id: JobId) -> dict[str, Any]:
+        """Return a job."""
+        return jobs.get(job_id)
+
+    @routes.post(path + "/{job_id}/cancel", tags=["fine-tuning"])
+    def cancel_job(job_id: JobId) -> dict[str, Any]:
+        """Cancel a job: at once where it waits, at its worker's next heartbeat where it runs."""
+        return jobs.cancel(job_id)
+
+    @routes.post(path + "/{job_id}/pause", tags=["fine-tuning"])
+    def pause_job(job_id: JobId) -> dict[str, Any]:
+        """Hold a job back; it keeps what it has learned."""
+        return jobs.pause(job_id)
+
+    @routes.post(path + "/{job_id}/resume", tags=["fine-tuning"])
+    def resume_job(job_id: JobId) -> dict[str, Any]:
+        """Let a paused job go on."""
+        return jobs.resume(job_id)
+
+    @routes.get(path + "/{job_id}/events", tags=["fine-tuning"])
+    def list_events(job_id: JobId, after: After = None, limit: Limit = 20) -> dict[str, Any]:
+        """List what happened to a job, newest first."""
+        return _listed(jobs.events(job_id, after=after, limit=limit))
+
+    @routes.get(path + "/{job_id}/checkpoints", tags=["fine-tuning"])
+    def list_checkpoints(job_id: JobId, after: After = None, limit: Limit = 10) -> dict[str, Any]:
+        """List the checkpoints of a job, newest first."""
+        return _listed(jobs.checkpoints(job_id, after=after, limit=limit))
+
+
+def _add_models(routes: APIRouter, registry: Registry) -> None:
+    @routes.get("/models", tags=["models"])
+    def list_models() -> dict[str, Any]:
+        """List every version of every model as `name:version`."""
+        found = [_model(name, line) for name in registry.models() for line in registry.describe(name)]
+        return {"object": "list", "data": found}
+
+    @routes.get("/models/{model}", tags=["models"])
+    def get_model(model: str) -> dict[str, Any]:
+        """Return one version of a model: the one named, or else the live one."""
+        name, _, version = model.partition(":")
+        version = version or registry.live(name) or ""
+        for line in registry.describe(name):
+            if line["version"] == version:
+                return {**_model(name, line), "id": model}
+        raise NotFoundError(f"there is no model {model[:80]!r}" if version else f"model {name!r} has no live version", param="model")
+
+
+def _model(name: str, line: dict[str, Any]) -> dict[str, Any]:
+    return {"id": f"{name}:{line['version']}", "object": "model", "created": line["created"], "owned_by": ORGANIZATION}
+
+
+def _listed(page: Page) -> dict[str, Any]:
+    items = page.items
+    ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": items, "has_more": page.has_more, **ends}
+
+
+def _job_body() -> dict[str, Any]:
+    """Return the request body as OpenAPI text: hyperparameters where OpenAI's client puts them."""
+    fields = JobRequest.model_json_schema()
+    fields.pop("$defs", None)
+    hyperparameters = Hyperparameters.model_json_schema()
+    supervised = {"type": "object", "properties": {"hyperparameters": hyperparameters}}
+    method = {"type": "object", "properties": {"type": {"const": "supervised"}, "supervised": supervised}}
+    fields["properties"] |= {"hyperparameters": hyperparameters, "method": method, "seed": {"type": "integer", "minimum": 0}}
+    return {"required": True, "content": {"application/json": {"schema": fields}}}
