@@ -12,31 +12,37 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SPECNORM_", env_file=".env", extra="ignore", frozen=True)
 
-    workspace: Path = Field(Path("workspace"), description="Folder of the database and the stored files.")
-    host: str = Field("127.0.0.1", description="Address to bind. Without keys it must be a loopback address.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to bind.")
+    workspace: Path = Field(default=Path("workspace"), description="Folder of the database and the stored files.")
+    host: str = Field(default="127.0.0.1", description="Address to bind. Without keys it must be a loopback address.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to bind.")
     worker: Literal["local", "none"] = Field(
-        "local", description="Where fine-tune jobs run: child processes of this service, or elsewhere (`specnorm worker`)."
+        default="local", description="Where fine-tune jobs run: child processes of this service, or elsewhere (`specnorm worker`)."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of ONNX Runtime; `cuda` fails at load where it is not had.")
-    threads: int = Field(0, ge=0, description="Threads of one ONNX Runtime session; 0 = the CPUs that this process may use.")
-    max_batch_rows: int = Field(256, ge=1, description="Most rows that requests are collected into for one run.")
-    queue_rows: int = Field(16384, ge=1, description="Most rows that may wait for one version; past it 429.")
-    loaded_versions: int = Field(4, ge=0, description="Versions that are not live and stay loaded once they were asked for.")
-    request_timeout: float = Field(30.0, gt=0, description="Seconds after which a waiting request is answered 503.")
-    max_json_bytes: int = Field(16 * 2**20, ge=1, description="Largest JSON body of an inference request.")
-    max_binary_bytes: int = Field(64 * 2**20, ge=1, description="Largest body of an inference request with binary tensors.")
-    max_upload_bytes: int = Field(512 * 2**20, ge=1, description="Largest data set that can be uploaded.")
-    lease_seconds: float = Field(15.0, gt=0, description="A job whose worker shows no life for so long is taken over.")
-    job_max_attempts: int = Field(5, ge=1, description="How often a job is started before it is given up as lost.")
-    job_max_seconds: float = Field(6 * 3600.0, gt=0, description="Longest wall-clock time of one attempt of a job.")
-    job_threads: int = Field(1, ge=1, description="Threads of one fine-tune job.")
-    api_keys_file: Path | None = Field(None, description="File of hashed keys (`specnorm keys create`); without it keys are not asked for.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Device of ONNX Runtime; `cuda` fails at load where it is not had."
+    )
+    threads: int = Field(default=0, ge=0, description="Threads of one ONNX Runtime session; 0 = the CPUs that this process may use.")
+    max_batch_rows: int = Field(default=256, ge=1, description="Most rows that requests are collected into for one run.")
+    queue_rows: int = Field(default=16384, ge=1, description="Most rows that may wait for one version; past it 429.")
+    loaded_versions: int = Field(default=4, ge=0, description="Versions that are not live and stay loaded once they were asked for.")
+    request_timeout: float = Field(default=30.0, gt=0, description="Seconds after which a waiting request is answered 503.")
+    max_json_bytes: int = Field(default=16 * 2**20, ge=1, description="Largest JSON body of an inference request.")
+    max_binary_bytes: int = Field(default=64 * 2**20, ge=1, description="Largest body of an inference request with binary tensors.")
+    max_upload_bytes: int = Field(default=512 * 2**20, ge=1, description="Largest data set that can be uploaded.")
+    lease_seconds: float = Field(default=15.0, gt=0, description="A job whose worker shows no life for so long is taken over.")
+    job_max_attempts: int = Field(default=5, ge=1, description="How often a job is started before it is given up as lost.")
+    job_max_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest wall-clock time of one attempt of a job.")
+    job_threads: int = Field(default=1, ge=1, description="Threads of one fine-tune job.")
+    api_keys_file: Path | None = Field(
+        default=None, description="File of hashed keys (`specnorm keys create`); without it keys are not asked for."
+    )
     trust_published_loopback: bool = Field(
-        False, description="Allow 0.0.0.0 without keys inside a container whose port is published on the host's loopback only."
+        default=False, description="Allow 0.0.0.0 without keys inside a container whose port is published on the host's loopback only."
     )
-    allowed_hosts: tuple[str, ...] = Field(("localhost", "127.0.0.1", "[::1]"), description="`Host` names that are served where no keys are set.")
-    metrics_public: bool = Field(False, description="Serve /metrics without a key.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line that is written.")
-    log_format: Literal["json", "text"] = Field("text", description="One JSON object a line, or text for people.")
-    drain_seconds: float = Field(20.0, ge=0, description="Grace for requests in flight at shutdown.")
+    allowed_hosts: tuple[str, ...] = Field(
+        default=("localhost", "127.0.0.1", "[::1]"), description="`Host` names that are served where no keys are set."
+    )
+    metrics_public: bool = Field(default=False, description="Serve /metrics without a key.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe log line that is written.")
+    log_format: Literal["json", "text"] = Field(default="text", description="One JSON object a line, or text for people.")
+    drain_seconds: float = Field(default=20.0, ge=0, description="Grace for requests in flight at shutdown.")
