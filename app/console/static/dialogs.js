@@ -25,7 +25,7 @@ export const confirmed = async (title, sentences, action, dismissable = "Cancel"
 
 /** The key that the user types, or null. */
 export function askForKey(sentence) {
-  const input = h("input", { type: "password", autocomplete: "current-password", required: true, spellcheck: "false" });
+  const input = h("input", { type: "password", autocomplete: "current-password", required: true, spellcheck: "false", pattern: "[!-~]+", title: "A key has no spaces and no letters beyond ASCII." });
   const content = [h("p", { role: "alert" }, sentence), h("label", {}, "Key", input),
     h("p", { class: "muted" }, "It is kept in this tab only, until the tab is closed or you sign out.")];
   return question("Sign in", content, "Sign in", () => input.value.trim() || null, { dismissable: "Not now" });

@@ -45,8 +45,8 @@ function watch(current, signal, finished) {
   return element;
 }
 
-/** The panel in `place`. `promote(model, version)` is offered when a job is done, `changed()` is told that one has ended. */
-export function jobPanel(place, { promote, changed }) {
+/** The panel in `place`. `promote(model, version)` is offered when a job is done, unless it made what is `live(model)`; `changed()` is told that one has ended. */
+export function jobPanel(place, { promote, live, changed }) {
   const items = new Map();
   const list = h("div", { class: "jobs" });
   const remark = h("div", { class: "muted" });
@@ -67,7 +67,8 @@ export function jobPanel(place, { promote, changed }) {
         await cancelJob(job.id);
         await refresh();
       }) }, "Cancel"),
-      version && h("button", { type: "button", class: "primary", onclick: (event) => during(event.currentTarget, () => promote(model, version)) }, `Promote version ${version}`));
+      version && live(model) === version && h("p", { class: "muted" }, `Version ${version} is live.`),
+      version && live(model) !== version && h("button", { type: "button", class: "primary", onclick: (event) => during(event.currentTarget, () => promote(model, version)) }, `Promote version ${version}`));
   }
 
   function create(job) {
@@ -98,6 +99,11 @@ export function jobPanel(place, { promote, changed }) {
     return item;
   }
 
+  function later(milliseconds) {
+    clearTimeout(timer); // two may ask at once; one goes on
+    timer = setTimeout(refresh, milliseconds);
+  }
+
   /** Ask for the list again, and once more in a while as long as a job runs. Never throws: what went wrong is shown in the panel. */
   async function refresh() {
     clearTimeout(timer);
@@ -106,10 +112,10 @@ export function jobPanel(place, { promote, changed }) {
       const order = data.map(show).map((item) => item.element);
       if (order.length !== list.children.length || order.some((element, index) => list.children[index] !== element)) list.replaceChildren(...order);
       remark.replaceChildren(data.length ? "" : "No job yet.");
-      if (data.some((job) => !ended(job.status))) timer = setTimeout(refresh, 2500);
+      if (data.some((job) => !ended(job.status))) later(2500);
     } catch (error) {
       remark.replaceChildren(failure(error, refresh));
-      if (error.status === 0) timer = setTimeout(refresh, 5000);
+      if (error.status === 0) later(5000);
     }
   }
 

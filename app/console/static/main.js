@@ -59,6 +59,7 @@ async function load() {
 async function reload() {
   await load();
   showVersions();
+  await jobsPanel.refresh();
 }
 
 function showVersions() {
@@ -80,7 +81,7 @@ function teach(input, target) {
 function showVersion() {
   turn += 1;
   const { model, version } = page;
-  const manifest = api.version(model, version).then((found) => found.manifest ?? found);
+  const manifest = api.version(model, version).then((found) => found.manifest);
   manifest.catch(() => {}); // each panel says so itself
   byId("model-title").textContent = model;
   fill("certificate", async () => {
@@ -123,6 +124,7 @@ function follow() {
 
 const jobsPanel = jobPanel(byId("jobs"), {
   promote: (model, version) => promoteWithUndo(model, version, modelOf(model)?.live_version, reload),
+  live: (model) => modelOf(model)?.live_version,
   changed: () => reload().catch((error) => notify(error.message, { failed: true })),
 });
 
