@@ -191,6 +191,11 @@ def models() -> Models:
     return Models()
 
 
+@pytest.fixture(scope="session")
+def folder_at() -> type[Folder]:
+    return Folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "bundles")
