@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def geometry_of(
     if mode not in MODES:
         raise ValueError(f"padding_mode is one of {sorted(MODES)}, got {mode!r}")
     steps, gaps = (tuple([option] * axes if isinstance(option, int) else option) for option in (stride, dilation))
-    sides = [padding] * axes if isinstance(padding, int) else list(padding)
+    sides: Sequence[int | tuple[int, int]] = [padding] * axes if isinstance(padding, int) else list(padding)
     pads = tuple((side, side) if isinstance(side, int) else (int(side[0]), int(side[1])) for side in sides)
     if not len(steps) == len(gaps) == len(pads) == axes or (size is not None and len(size) != axes):
         raise ValueError(
@@ -100,6 +101,11 @@ def unpad(x: Real, maps: Sequence[NDArray[np.intp]], size: Sequence[int]) -> Rea
     return x
 
 
+def at(places: Sequence[int | slice]) -> Any:
+    """Return the index of the last axes at ``places``."""
+    return (..., *places)
+
+
 def windows(geometry: Geometry, outputs: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
     """Yield each tap with the pixels of the padded image that it meets."""
     for tap in itertools.product(*map(range, geometry.taps)):
@@ -113,7 +119,7 @@ def convolve(K: Real, x: Real, geometry: Geometry, outputs: Sequence[int]) -> Re
     blocks = K.reshape(geometry.groups, -1, *K.shape[1:])
     y = np.zeros((geometry.groups, blocks.shape[1], math.prod(outputs)))
     for tap, where in windows(geometry, outputs):
-        y += blocks[(..., *tap)] @ grouped[(..., *where)].reshape(*grouped.shape[:2], -1)
+        y += blocks[at(tap)] @ grouped[at(where)].reshape(*grouped.shape[:2], -1)
     return y.reshape(-1, *outputs)
 
 
@@ -124,5 +130,5 @@ def correlate(K: Real, y: Real, geometry: Geometry, maps: Sequence[NDArray[np.in
     grouped = y.reshape(geometry.groups, blocks.shape[1], -1)
     x = np.zeros((geometry.groups, K.shape[1], *(len(places) for places in maps)))
     for tap, where in windows(geometry, outputs):
-        x[(..., *where)] += (blocks[(..., *tap)].swapaxes(1, 2) @ grouped).reshape(*x.shape[:2], *outputs)
+        x[at(where)] += (blocks[at(tap)].swapaxes(1, 2) @ grouped).reshape(*x.shape[:2], *outputs)
     return x.reshape(-1, *x.shape[2:])

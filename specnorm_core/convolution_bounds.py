@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from specnorm_core.convolution import Geometry, Padding, convolve, correlate, geometry_of, pad, pad_map, unpad
+from specnorm_core.convolution import Geometry, Padding, at, convolve, correlate, geometry_of, pad, pad_map, unpad
 from specnorm_core.dense_bounds import UNIT, Real, Stack, gamma, rayleigh_lower, ritz, scaled_array, sigma_upper, stack_upper, unscale, up
 
 GRIDS = {1: 512, 2: 64, 3: 16}  # most frequencies per axis and degree when the size is unknown: off by 2e-5, 0.24 %, 6 %
@@ -121,8 +121,7 @@ def schur(K: Real, geometry: Geometry) -> float:
     row = float(magnitude.sum(axis=tuple(range(1, K.ndim))).max())
     by_output = magnitude.reshape(geometry.groups, -1, *K.shape[1:]).sum(axis=1)
     column = max(
-        float(sum((by_output[(..., *tap)] for tap in taps), start=np.zeros(by_output.shape[:2])).max())
-        for taps in phases(geometry).values()
+        float(sum((by_output[at(tap)] for tap in taps), start=np.zeros(by_output.shape[:2])).max()) for taps in phases(geometry).values()
     )
     return up(math.sqrt(row * column)) * (1 + gamma(K.size))
 
@@ -145,7 +144,7 @@ def polyphase(K: Real, geometry: Geometry) -> Real:
     for column, taps in enumerate(places.values()):
         for tap in taps:
             block = tuple(j * d // s for j, d, s in zip(tap, geometry.dilation, geometry.stride, strict=True))
-            P[(slice(None), slice(None), column, slice(None), *block)] = K[(..., *tap)].reshape(geometry.groups, out, inner)
+            P[:, :, column, :][at(block)] = K[at(tap)].reshape(geometry.groups, out, inner)
     return P.reshape(geometry.groups, out, len(places) * inner, *extent)
 
 
@@ -186,8 +185,8 @@ def grid_upper(P: Real, grid: tuple[int, ...]) -> float:
     slack = 2 * (gamma(taps) + 64 * len(grid) * UNIT) * float(spread)
     largest = 0.0
     for phase in frequencies(P.shape[3:], grid, max(1, ENTRIES // flat.shape[0])):
-        symbol: Stack = (flat @ phase.real + 1j * (flat @ phase.imag)).reshape(groups, rows, columns, -1)
-        stack = np.ascontiguousarray(symbol.transpose(0, 3, 1, 2)).reshape(-1, rows, columns)
+        symbol = (flat @ phase.real + 1j * (flat @ phase.imag)).reshape(groups, rows, columns, -1)
+        stack: Stack = np.ascontiguousarray(symbol.transpose(0, 3, 1, 2)).reshape(-1, rows, columns)
         largest = max(largest, stack_upper(stack))
     return up(largest + slack) if slack else largest
 

@@ -15,6 +15,7 @@ which no BLAS behind numpy uses. The matrix is scaled by a power of two first, w
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def scaled_array(array: ArrayLike, ndim: int | None = None) -> tuple[Real, int]:
     if not math.isfinite(largest):
         raise ValueError("the weight holds a number that is not finite")
     exponent = math.frexp(largest)[1]
-    return np.ldexp(A, -exponent), exponent
+    return np.asarray(np.ldexp(A, -exponent)), exponent
 
 
 def unscale(value: float, exponent: int, direction: float = math.inf) -> float:
@@ -147,7 +148,7 @@ def crude_upper(A: Stack) -> float:
     slack = 1 + gamma(A.shape[1] * A.shape[2])
     frobenius = np.sqrt(np.sum(magnitude * magnitude, axis=(1, 2)))
     schur = np.sqrt(magnitude.sum(axis=1).max(axis=1) * magnitude.sum(axis=2).max(axis=1))
-    return float(np.minimum(frobenius, schur).max()) * slack + (A.shape[1] * A.shape[2]) * TINY
+    return float(np.minimum(frobenius, schur).max()) * slack + float(A.shape[1] * A.shape[2]) * TINY
 
 
 def factorises(G: Stack, diagonal: Real, square: float) -> bool:
@@ -167,7 +168,7 @@ def leading_eigenvalue(G: Stack, effort: int) -> float:
         G = G[most_promising(G, steps=12 * effort, keep=8 * effort)]
     if G.shape[1] <= DENSE:
         return float(np.linalg.eigvalsh(G)[:, -1].max())
-    return max(ritz(lambda x, g=g: g @ x, g.shape[0], steps=96 * effort, kind=g.dtype.type)[0] for g in G)
+    return max(ritz(partial(np.matmul, g), g.shape[0], steps=96 * effort, kind=g.dtype.type)[0] for g in G)
 
 
 def most_promising(G: Stack, steps: int, keep: int) -> NDArray[np.intp]:

@@ -1,0 +1,62 @@
+"""``python -m export.audit MODEL.onnx``: the report as a table or as JSON."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from export.audit import AuditError, Report, audit
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the audit of a file; 0 where the model can be read, 1 where not."""
+    options = parser().parse_args(arguments)
+    try:
+        report = audit(options.model.read_bytes(), dict(options.input_shape))
+    except (AuditError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(report.model_dump_json(indent=2) if options.json else as_text(report))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    command = argparse.ArgumentParser(prog="python -m export.audit", description=__doc__)
+    command.add_argument("model", type=Path, help="an ONNX file")
+    command.add_argument("--json", action="store_true", help="print the whole report as JSON")
+    command.add_argument(
+        "--input-shape", type=input_shape, action="append", default=[], metavar="NAME:1,3,32,32", help="shape of an input; -1 = free"
+    )
+    return command
+
+
+def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return the name and the sizes of ``NAME:1,3,32,32``."""
+    name, _, sizes = text.rpartition(":")
+    try:
+        shape = tuple(int(d) for d in sizes.split(","))
+    except ValueError:
+        shape = ()
+    if not name or not shape:
+        raise argparse.ArgumentTypeError(f"expected NAME:1,3,32,32, got {text!r}")
+    return name, shape
+
+
+def as_text(report: Report) -> str:
+    """Return the report as a reader of a terminal wants it."""
+    rows = [("layer", "op", "shape", "sigma at least", "sigma at most")]
+    rows += [
+        (layer.name, layer.op, " x ".join(map(str, layer.shape)), f"{layer.sigma_estimate:.9g}", f"{layer.sigma_upper:.9g}")
+        for layer in report.layers
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for name, found in report.lipschitz.items():
+        number = f"at most {found.bound:.9g} ({found.method})" if found.bound is not None else f"no bound: {found.reason}"
+        lines.append(f"L2 Lipschitz constant of {name!r}: {number}")
+    lines.append(f"rows independent: {'proved' if report.rows_independent else 'not proved'}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

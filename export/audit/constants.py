@@ -1,0 +1,147 @@
+"""Folding of what does not depend on the inputs, without letting a small file ask for a large array."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from export.audit.node import Node
+from export.audit.values import Array, Dim, Value
+
+LARGEST = 2**26
+"""Most numbers that a folded constant may hold."""
+
+
+def broadcast_size(arrays: Sequence[Array]) -> int:
+    """Return the size of the arrays broadcast."""
+    shape: tuple[int, ...] = np.broadcast_shapes(*(a.shape for a in arrays))
+    return math.prod(shape)
+
+
+def product_size(arrays: Sequence[Array]) -> int:
+    """Return at least the size of a matrix product."""
+    return arrays[0].size * arrays[1].size // max(1, min(arrays[0].shape[-1:] + arrays[1].shape[:1]))
+
+
+def no_larger(arrays: Sequence[Array]) -> int:
+    """Return the size of operators that give no more numbers than they take."""
+    return sum(a.size for a in arrays)
+
+
+SIZES: dict[str, Callable[[Sequence[Array]], int]] = {
+    **dict.fromkeys(["Add", "Sub", "Mul", "Div", "Pow", "Equal", "Greater", "Less", "Where", "Max", "Min", "And", "Or"], broadcast_size),
+    **dict.fromkeys(
+        ["Abs", "Cast", "Ceil", "Concat", "Constant", "Floor", "Identity", "Neg", "Reciprocal", "Reshape", "Flatten"], no_larger
+    ),
+    **dict.fromkeys(["Shape", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Transpose", "Unsqueeze", "Not", "Exp", "Tanh"], no_larger),
+    **dict.fromkeys(["ReduceSum", "ReduceMean", "ReduceL2", "ReduceProd", "ReduceMax", "ReduceMin"], no_larger),
+    "ConstantOfShape": lambda arrays: math.prod(int(d) for d in arrays[0].ravel()),
+    "Expand": lambda arrays: arrays[0].size * math.prod(max(1, int(d)) for d in arrays[1].ravel()),
+    "Gather": lambda arrays: arrays[0].size * arrays[1].size,
+    "Gemm": product_size,
+    "MatMul": product_size,
+    "Range": lambda arrays: math.ceil(abs(float(arrays[1]) - float(arrays[0])) / max(abs(float(arrays[2])), 1e-300)),
+    "Tile": lambda arrays: arrays[0].size * math.prod(int(d) for d in arrays[1].ravel()),
+}
+"""How many numbers an operator gives; only operators that are here are folded."""
+
+
+def fold(node: Node) -> list[Value] | None:
+    """Return the outputs of a node whose inputs are all constant; None where it is not one that is folded.
+
+    Raises:
+        NoBoundError: it cannot be computed.
+    """
+    given = [value for value in node.inputs if value is not None]
+    arrays = [value.constant for value in given if value.constant is not None]
+    if node.op not in SIZES or len(arrays) != len(given) or (not arrays and node.op != "Constant"):
+        return None
+    try:
+        size = SIZES[node.op](arrays)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+    if size > LARGEST:
+        return None
+    return [constant(name, array) for name, array in zip(node.proto.output, node.run({}), strict=True)]
+
+
+def constant(name: str, array: Array) -> Value:
+    """Return the value of a constant tensor."""
+    small_integers = array.dtype.kind in "iu" and array.ndim <= 1 and array.size <= 64
+    return Value(
+        name,
+        tuple(map(int, array.shape)),
+        floating=is_floating(array),
+        constant=array,
+        sizes=tuple(map(int, array.ravel())) if small_integers else None,
+    )
+
+
+def is_floating(array: Array) -> bool:
+    """Say whether an array holds floating-point numbers; bfloat16 and the like are no numpy kind of their own."""
+    return array.dtype.kind == "f" or (array.dtype.kind == "V" and "float" in array.dtype.name)
+
+
+def sizes(node: Node) -> list[Value] | None:
+    """Return what a node computes from the sizes of tensors, free ones by name; None where it does no such thing."""
+    found = SIZE_RULES[node.op](node) if node.op in SIZE_RULES and node.inputs and node.inputs[0] is not None else None
+    if found is None:
+        return None
+    name, (values, scalar) = node.proto.output[0], found
+    shape: tuple[Dim, ...] = () if scalar else (len(values),)
+    if all(isinstance(d, int) for d in values):
+        return [constant(name, np.array([int(d) for d in values], dtype=np.int64).reshape([int(d) for d in shape]))]
+    return [Value(name, shape, floating=False, sizes=values)]
+
+
+Sizes = tuple[tuple[Dim, ...], bool] | None
+
+
+def shape_of(node: Node) -> Sizes:
+    """Shape: the sizes themselves."""
+    shape = node.input().shape
+    if shape is None:
+        return None
+    end = node.attribute("end", None)
+    return shape[int(node.attribute("start", 0)) : len(shape) if end is None else int(end)], False
+
+
+def chosen(node: Node) -> Sizes:
+    """Gather along the only axis."""
+    held, index = node.input().sizes, node.input(1).constant
+    if held is None or index is None or index.ndim > 1 or node.input().shape == ():
+        return None
+    try:
+        return tuple(held[int(i)] for i in index.ravel()), index.ndim == 0
+    except IndexError:
+        return None
+
+
+def joined(node: Node) -> Sizes:
+    """Concat of vectors."""
+    parts = [node.input(place) for place in range(len(node.inputs))]
+    if any(part.sizes is None or part.shape is None or len(part.shape) != 1 for part in parts):
+        return None
+    return tuple(d for part in parts for d in part.sizes or ()), False
+
+
+def kept(scalar: bool | None) -> Callable[[Node], Sizes]:
+    """The same numbers, as a vector or a scalar; None: as they were."""
+
+    def rule(node: Node) -> Sizes:
+        x = node.input()
+        if x.sizes is None or (scalar is not None and len(x.sizes) != 1):
+            return None
+        return x.sizes, x.shape == () if scalar is None else scalar
+
+    return rule
+
+
+SIZE_RULES: dict[str, Callable[[Node], Sizes]] = {
+    "Concat": joined,
+    "Gather": chosen,
+    "Identity": kept(None),
+    "Shape": shape_of,
+    "Squeeze": kept(True),
+    "Unsqueeze": kept(False),
+}

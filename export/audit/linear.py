@@ -1,0 +1,178 @@
+"""Operators that are linear in the input: Gemm, MatMul, Conv, ConvTranspose, BatchNormalization."""
+
+import math
+
+import numpy as np
+
+from export.audit.elementwise import broadcast, entrywise, stays
+from export.audit.node import Node
+from export.audit.report import AuditedLayer
+from export.audit.values import Array, Dim, NoBoundError, Shape, Value, plus, times
+from specnorm_core.bounds import conv_sigma_estimate, conv_sigma_upper, sigma_estimate, sigma_upper
+
+
+def measure_matrix(node: Node, weight: Array, *, transposed: bool) -> AuditedLayer:
+    """Return the norms of a weight matrix; ``shape`` is (out, in).
+
+    Raises:
+        NoBoundError: it holds a number that is not finite, or none at all.
+    """
+    matrix = weight if transposed else weight.T
+    try:
+        estimate, upper = sigma_estimate(matrix), sigma_upper(matrix)
+    except ValueError as error:
+        raise NoBoundError(f"its weight has no norm: {error}") from None
+    return layer(node, "linear", matrix.shape, estimate, upper)
+
+
+def layer(node: Node, kind: str, shape: tuple[int, ...], estimate: float, upper: float) -> AuditedLayer:
+    """Add a row to the report and return it."""
+    if not math.isfinite(upper):
+        raise NoBoundError("the norm of its weight is beyond the largest float64")
+    name = node.proto.name or node.proto.output[0]
+    found = AuditedLayer(
+        name=name, op=node.op, kind=kind, shape=tuple(map(int, shape)), sigma_estimate=min(estimate, upper), sigma_upper=upper
+    )
+    node.layers.append(found)
+    return found
+
+
+def affine(node: Node) -> Value:
+    """Gemm: ``alpha A B + beta C`` with a constant B."""
+    x, weight = node.input(0), node.constant(1)
+    if weight.ndim != 2:
+        raise NoBoundError(f"its weight has {weight.ndim} axes")
+    measured = measure_matrix(node, weight, transposed=bool(node.attribute("transB", 0)))
+    if node.attribute("transA", 0):
+        raise NoBoundError("transA mixes the rows of the input")
+    if x.shape is None or len(x.shape) != 2:
+        raise NoBoundError("its input is not known to be a matrix")
+    out, inner = measured.shape
+    if x.shape[1] != inner:
+        raise NoBoundError(f"the input has {x.shape[1]} columns, the weight {inner}")
+    bound = times(times(x.bound, measured.sigma_upper), abs(float(node.attribute("alpha", 1.0))))
+    shape: Shape = (x.shape[0], out)
+    rows, chain = x.rows, x.chain
+    if node.present(2):
+        c = node.input(2)
+        if c.constant is None:
+            copied, (copies, _) = broadcast(c.shape, shape)
+            bound = plus(bound, times(times(c.bound, abs(float(node.attribute("beta", 1.0)))), copies))
+            rows, chain = (
+                rows and c.rows and c.shape is not None and len(c.shape) == 2 and copied == shape and c.shape[0] == x.shape[0],
+                False,
+            )
+        elif not stays(shape, c.constant.shape):
+            rows = False
+    return Value(node.proto.output[0], shape, bound=bound, rows=rows, chain=chain)
+
+
+def product(node: Node) -> Value:
+    """MatMul with a constant on one side."""
+    a, b = node.input(0), node.input(1)
+    name = node.proto.output[0]
+    if b.constant is not None:
+        weight = b.constant
+        if weight.ndim not in (1, 2):
+            raise NoBoundError(f"its constant has {weight.ndim} axes")
+        sigma = measure_matrix(node, weight.reshape(weight.shape[0], -1), transposed=False).sigma_upper
+        if not a.shape or a.shape[-1] != weight.shape[0]:
+            raise NoBoundError("its constant does not fit the input")
+        shape = a.shape[:-1] + tuple(weight.shape[1:])
+        return Value(name, shape, bound=times(a.bound, sigma), rows=a.rows and len(a.shape) >= 2, chain=a.chain)
+    if a.constant is not None:
+        weight = a.constant
+        if weight.ndim != 2 or node.rank(1) < 2 or b.shape is None or b.shape[-2] != weight.shape[1]:
+            raise NoBoundError("its constant is no matrix that fits the input")
+        sigma = measure_matrix(node, weight, transposed=True).sigma_upper
+        shape = (*b.shape[:-2], weight.shape[0], b.shape[-1])
+        return Value(name, shape, bound=times(b.bound, sigma), rows=b.rows and node.rank(1) >= 3, chain=b.chain)
+    raise NoBoundError("it multiplies two tensors that both depend on the input")
+
+
+def options(node: Node, axes: int) -> tuple[list[int], list[int], list[tuple[int, int]] | None]:
+    """Return strides, dilations and pads as pairs (None: chosen by ``auto_pad``)."""
+    strides = [int(s) for s in node.attribute("strides", [1] * axes)]
+    dilations = [int(d) for d in node.attribute("dilations", [1] * axes)]
+    pads = [int(p) for p in node.attribute("pads", [0] * 2 * axes)]
+    auto = node.attribute("auto_pad", b"NOTSET")
+    if auto in (b"SAME_UPPER", b"SAME_LOWER"):
+        return strides, dilations, None
+    if auto == b"VALID":
+        pads = [0] * 2 * axes
+    if len(strides) != axes or len(dilations) != axes or len(pads) != 2 * axes:
+        raise NoBoundError(f"its strides, dilations and pads do not fit {axes} axes")
+    return strides, dilations, list(zip(pads[:axes], pads[axes:], strict=True))
+
+
+def convolved_shape(node: Node) -> Shape:
+    """Return the shape after Conv or ConvTranspose; sizes that are not known get a name of their own."""
+    x, kernel = node.input(), node.constant(1)
+    axes = kernel.ndim - 2
+    if axes < 1 or node.rank() != kernel.ndim or x.shape is None:
+        raise NoBoundError(f"an input of {node.rank()} axes and a kernel of {kernel.ndim} do not fit")
+    group = int(node.attribute("group", 1))
+    strides, dilations, pads = options(node, axes)
+    given = node.attribute("output_shape", None) if node.op == "ConvTranspose" else None
+    extra = [int(e) for e in node.attribute("output_padding", [0] * axes)]
+    sizes: list[Dim] = []
+    for i, n in enumerate(x.shape[2:]):
+        window = dilations[i] * (kernel.shape[2 + i] - 1) + 1
+        if not isinstance(n, int) or given is not None:
+            sizes.append(f"{node.proto.output[0]}/{i}")
+        elif node.op == "ConvTranspose":
+            sizes.append(strides[i] * n if pads is None else strides[i] * (n - 1) + extra[i] + window - sum(pads[i]))
+        else:
+            sizes.append(-(-n // strides[i]) if pads is None else (n + sum(pads[i]) - window) // strides[i] + 1)
+    return (x.shape[0], kernel.shape[1] * group if node.op == "ConvTranspose" else kernel.shape[0], *sizes)
+
+
+def measure_convolution(node: Node) -> AuditedLayer:
+    """Return the operator norm of a convolution at the graph's image size, or, where that is not known, for every size.
+
+    A transposed convolution is the adjoint of the convolution with its kernel, from its output back to its input; what ``output_padding``
+    adds is never reached by a window.
+    """
+    kernel = node.constant(1)
+    shape = convolved_shape(node)
+    axes = kernel.ndim - 2
+    strides, dilations, pads = options(node, axes)
+    image: Shape = shape[2:] if node.op == "ConvTranspose" else (node.input().shape or ())[2:]
+    sizes = tuple(d for d in image if isinstance(d, int) and d > 0)
+    size = sizes if len(sizes) == axes and pads is not None else None
+    group = int(node.attribute("group", 1))
+    channels = kernel.shape[0] if node.op == "ConvTranspose" else kernel.shape[1] * group
+    if (node.input().shape or ())[1] != channels:
+        raise NoBoundError(f"the input has {(node.input().shape or ())[1]} channels, the kernel {channels}")
+    padding = pads or [(0, 0)] * axes
+    try:
+        upper = conv_sigma_upper(kernel, input_size=size, stride=strides, padding=padding, dilation=dilations, groups=group)
+        estimate = conv_sigma_estimate(kernel, input_size=size, stride=strides, padding=padding, dilation=dilations, groups=group)
+    except ValueError as error:
+        raise NoBoundError(f"its kernel has no norm: {error}") from None
+    return layer(node, "conv" if node.op == "Conv" else "conv_transpose", kernel.shape, estimate, upper)
+
+
+def convolution(node: Node) -> Value:
+    """Conv and ConvTranspose with a constant kernel; the bias changes nothing."""
+    node.constant(1)
+    measured = measure_convolution(node)
+    x = node.input()
+    if node.present(2):
+        node.constant(2)
+    return Value(node.proto.output[0], convolved_shape(node), bound=times(x.bound, measured.sigma_upper), rows=x.rows, chain=x.chain)
+
+
+def batch_normalization(node: Node) -> list[Value]:
+    """BatchNormalization outside training: one factor per channel."""
+    if node.attribute("training_mode", 0) or node.opset < 9 or len(node.proto.output) > 1:
+        raise NoBoundError("it is in training mode, which mixes the rows", rows=False)
+    gain, variance = node.constant(1).astype(np.float64), node.constant(4).astype(np.float64)
+    total = variance + float(node.attribute("epsilon", 1e-5))
+    if gain.ndim != 1 or gain.shape != variance.shape or not (total > 0).all():
+        raise NoBoundError("its variance plus epsilon is not positive", rows=True)
+    factor = np.abs(gain) / np.sqrt(total) * (1 + 2.0**-50)
+    x = node.input()
+    if node.rank() < 2 or (x.shape or ())[1] != len(gain):
+        raise NoBoundError("its channels do not fit the input")
+    return [entrywise(node, x, factor.reshape(-1, *[1] * (node.rank() - 2)))]

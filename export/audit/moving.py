@@ -1,0 +1,276 @@
+"""Operators that move, choose or sort entries. A sort in any of its exported forms is a permutation: norm 1."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from export.audit.elementwise import broadcast, entrywise, rows_of, stays
+from export.audit.node import Node
+from export.audit.values import Array, Coordinates, Dim, NoBoundError, Shape, Value, hypotenuse, root, times
+
+
+def move(node: Node) -> list[Value]:
+    """Apply an operator that only moves or leaves out entries of its first input, and may repeat them (Gather).
+
+    Where rows are kept, the operator is run on the numbers of the entries, so that later operators know where each came from.
+    """
+    x = node.input()
+    rows = x.rows and KEEPS_ROWS[node.op](node, x)
+    repeats = gather_repeats(node) if node.op == "Gather" else 1
+    source = x.traced() if rows else None
+    if source is not None and x.shape is not None:
+        places = np.arange(source.index.size, dtype=np.int64).reshape((1, *source.index.shape))
+        moved = node.run({0: places})
+        parts = [replace(source, index=source.index.ravel()[m[0]], weight=source.weight.ravel()[m[0]]) for m in moved]
+        return [
+            replace(x, name=name, shape=(x.shape[0], *part.index.shape), made_by=("", ())).with_coordinates(part)
+            for name, part in zip(node.proto.output, parts, strict=True)
+        ]
+    bound = times(x.bound, root(float(repeats)))
+    return [
+        replace(x, name=name, shape=moved_shape(node, x, place), bound=bound, rows=rows, coordinates=None, made_by=("", ()))
+        for place, name in enumerate(node.proto.output)
+    ]
+
+
+def identity(node: Node) -> list[Value]:
+    """Identity, and Dropout outside training."""
+    if node.op == "Dropout" and node.present(2) and bool(node.constant(2).any()):
+        raise NoBoundError("it is in training mode", rows=True)
+    if node.op == "Dropout" and node.opset < 7:
+        raise NoBoundError(f"opset {node.opset} is too old to tell whether it is in training mode")
+    x = node.input()
+    mask = [Value(name, x.shape, floating=False, rows=x.rows) for name in node.proto.output[1:]]
+    return [replace(x, name=node.proto.output[0], coordinates=x.traced() if x.rows else None), *mask]
+
+
+def reshape_keeps_rows(node: Node, x: Value) -> bool:
+    """A reshape keeps rows where its leading size is the batch and the others multiply to the size of one row."""
+    row = x.row_size()
+    if node.op == "Flatten":
+        return len(x.shape or ()) >= 1 and int(node.attribute("axis", 1)) in (1, 1 - len(x.shape or ()))
+    target = [int(d) for d in node.constant(1).ravel()]
+    if row is None or not target or x.shape is None:
+        return False
+    zero_copies = not node.attribute("allowzero", 0)
+    rest: list[Dim] = [x.shape[i] if d == 0 and zero_copies and i < len(x.shape) else d for i, d in enumerate(target) if i]
+    known = [d for d in rest if isinstance(d, int) and d > 0]
+    size, product = int(np.prod(row, dtype=np.int64)), int(np.prod(known, dtype=np.int64))
+    free = len(rest) - len(known)
+    lead = target[0]
+    if lead == -1 or (lead > 0 and lead == x.shape[0]):
+        return free == 0 and product == size
+    return (
+        lead == 0
+        and zero_copies
+        and ((free == 0 and product == size) or (free == 1 and -1 in rest and product > 0 and size % product == 0))
+    )
+
+
+def axes_keep_rows(node: Node, x: Value) -> bool:
+    """Squeeze and Unsqueeze keep rows where they name axes other than the first."""
+    axes = node.option("axes", 1, None)
+    if axes is None or x.shape is None:
+        return False
+    rank = len(x.shape) + (len(axes) if node.op == "Unsqueeze" else 0)
+    return 0 not in node.axes([int(a) for a in axes], rank)
+
+
+def slice_keeps_rows(node: Node, x: Value) -> bool:
+    """A slice keeps rows where it does not touch axis 0."""
+    starts = node.option("starts", 1, [])
+    axes = node.option("axes", 3, list(range(len(starts))))
+    return 0 not in node.axes([int(a) for a in axes], node.rank())
+
+
+def axis_keeps_rows(default: int) -> Callable[[Node, Value], bool]:
+    """Return the rule of an operator that acts along one axis."""
+    return lambda node, x: node.axes([int(node.attribute("axis", default))], node.rank())[0] != 0
+
+
+def transpose_keeps_rows(node: Node, x: Value) -> bool:
+    """A transposition keeps rows where axis 0 stays first."""
+    permutation = node.attribute("perm", None)
+    return bool(permutation) and permutation[0] == 0
+
+
+KEEPS_ROWS: dict[str, Callable[[Node, Value], bool]] = {
+    "DepthToSpace": lambda node, x: True,
+    "Flatten": reshape_keeps_rows,
+    "Gather": axis_keeps_rows(0),
+    "Reshape": reshape_keeps_rows,
+    "Slice": slice_keeps_rows,
+    "SpaceToDepth": lambda node, x: True,
+    "Split": axis_keeps_rows(0),
+    "Squeeze": axes_keep_rows,
+    "Transpose": transpose_keeps_rows,
+    "Unsqueeze": axes_keep_rows,
+}
+
+
+def gather_repeats(node: Node) -> int:
+    """Return how often the index names the place that it names most often; negative places count from the end."""
+    index = node.constant(1).astype(np.int64).ravel()
+    axis = node.axes([int(node.attribute("axis", 0))], node.rank())[0]
+    size = (node.input().shape or ())[axis]
+    if not index.size:
+        return 1
+    if isinstance(size, int):
+        index = np.where(index < 0, index + size, index)
+        return int(np.unique(index, return_counts=True)[1].max())
+    signs = [index[index < 0], index[index >= 0]]  # of unknown size, a negative place may be any of the others
+    return sum(int(np.unique(part, return_counts=True)[1].max()) for part in signs if part.size)
+
+
+def moved_shape(node: Node, x: Value, place: int) -> Shape | None:
+    """Return the shape after a move of a tensor whose rows are not proved: only where every size is known."""
+    if x.shape is None or not all(isinstance(d, int) for d in x.shape) or np.prod([int(d) for d in x.shape], dtype=float) > 2**24:
+        return None
+    return tuple(node.run({0: np.zeros([int(d) for d in x.shape], dtype=np.float32)})[place].shape)
+
+
+def concat(node: Node) -> Value:
+    """Concat: parts that come from one tensor count by the entries they share, others add up in squares."""
+    parts = [node.input(place) for place in range(len(node.inputs))]
+    rank = node.rank()
+    axis = node.axes([int(node.attribute("axis", 1))], rank)[0]
+    leading = {part.shape[0] for part in parts if part.shape}
+    rows = axis != 0 and len(leading) == 1 and all(part.rows and part.constant is None for part in parts)
+    shape = concat_shape(parts, axis)
+    name = node.proto.output[0]
+    traced = [part.traced() for part in parts]
+    known = [t for t in traced if t is not None]
+    if rows and axis > 0 and len(known) == len(parts) and len({t.origin for t in known}) == 1:
+        index = np.concatenate([t.index for t in known], axis=axis - 1)
+        weight = np.concatenate([t.weight for t in known], axis=axis - 1)
+        through = {t.through for t in known}
+        joined = Coordinates(known[0].origin, known[0].bound, index, weight, through.pop() if len(through) == 1 else name)
+        result = Value(name, shape, rows=True, chain=all(part.chain for part in parts)).with_coordinates(joined)
+        # entries that are different functions of one entry of the origin could not be told apart later
+        return result if joined.distinct() or joined.through == "" else replace(result, coordinates=None)
+    chain = sum(not part.fixed for part in parts) < 2 and all(part.chain for part in parts)
+    return Value(name, shape, bound=hypotenuse([part.bound for part in parts]), rows=rows, chain=chain)
+
+
+def concat_shape(parts: Sequence[Value], axis: int) -> Shape | None:
+    """Return the shape of the parts put together."""
+    shapes = [part.shape for part in parts]
+    first = shapes[0]
+    sizes = [shape[axis] for shape in shapes if shape is not None]
+    if first is None or len(sizes) != len(parts):
+        return None
+    total: Dim = sum(int(d) for d in sizes) if all(isinstance(d, int) for d in sizes) else "+".join(map(str, sizes))
+    return (*first[:axis], total, *first[axis + 1 :])
+
+
+def sorted_origin(source: Coordinates, groups: Array) -> Coordinates | None:
+    """Return the tensor that holds ``source`` with each group of places sorted, largest first, over the group's own places.
+
+    Args:
+        source: where the entries come from.
+        groups: ``(..., size)`` entries of ``source.index`` that are sorted together.
+    """
+    if not source.distinct() or len(np.unique(groups)) != groups.size:
+        return None
+    ordered = np.sort(groups.reshape(-1, groups.shape[-1]), axis=1)
+    key = ordered[np.argsort(ordered[:, 0])]
+    weight = float(source.weight.max(initial=0.0))
+    groups_digest = hashlib.sha256(key.astype(np.int64).tobytes()).hexdigest()
+    name = f"sorted({source.origin}|{source.through}|{key.shape}|{groups_digest})"
+    index = np.sort(groups, axis=-1)
+    return Coordinates(name, times(source.bound, weight), index, np.ones(index.shape))
+
+
+def extremum(node: Node) -> Value:
+    """Max and Min: of two pieces of one tensor, the sorted pieces; against a constant, an entrywise map; otherwise squares add up."""
+    if len(node.inputs) == 1:
+        return entrywise(node, node.input(), 1.0)
+    values = [node.input(place) for place in range(len(node.inputs))]
+    moving = [value for value in values if value.constant is None]
+    if len(moving) == 1 and all(stays(moving[0].shape, value.shape) for value in values if value is not moving[0]):
+        return entrywise(node, moving[0], 1.0)
+    name = node.proto.output[0]
+    if len(moving) == len(values) == 2 and rows_of(*values):
+        a, b = (value.traced() for value in values)
+        if a is not None and b is not None and a.origin == b.origin and a.through == b.through and a.index.shape == b.index.shape:
+            both = replace(a, index=np.stack([a.index, b.index]), weight=np.stack([a.weight, b.weight]))
+            found = sorted_origin(both, np.stack([a.index, b.index], axis=-1))
+            if found is not None:
+                chosen = replace(found, index=found.index[..., 0 if node.op == "Max" else 1], weight=np.ones(a.index.shape))
+                return Value(name, values[0].shape, rows=True, chain=all(v.chain for v in values)).with_coordinates(chosen)
+    shape = values[0].shape
+    for value in values[1:]:
+        shape, _ = broadcast(shape, value.shape)
+    bounds = [times(value.bound, broadcast(value.shape, shape)[1][0]) for value in values]
+    chain = sum(not value.fixed for value in values) < 2 and all(value.chain for value in values)
+    return Value(name, shape, bound=hypotenuse(bounds), rows=rows_of(*values), chain=chain)
+
+
+def pick_sorted(node: Node, x: Value, axis: int, ranks: Sequence[int]) -> Value | None:
+    """Return the entries at ``ranks`` of ``x`` sorted along ``axis``, largest first; None where that cannot be followed."""
+    source = x.traced()
+    if source is None or axis == 0 or x.shape is None or not ranks:
+        return None
+    found = sorted_origin(source, np.moveaxis(source.index, axis - 1, -1))
+    if found is None or max(ranks) >= found.index.shape[-1]:
+        return None
+    index = np.moveaxis(found.index[..., list(ranks)], -1, axis - 1)
+    shape = (*x.shape[:axis], len(ranks), *x.shape[axis + 1 :])
+    picked = replace(found, index=index, weight=np.ones(index.shape))
+    return Value(node.proto.output[0], shape, rows=True, chain=x.chain).with_coordinates(picked)
+
+
+def top_k(node: Node) -> list[Value]:
+    """TopK: values are the first entries of a sort (norm 1), indices jump."""
+    x = node.input()
+    axis = node.axes([int(node.attribute("axis", -1))], node.rank())[0]
+    if not node.attribute("sorted", 1):
+        raise NoBoundError("the order of its values is not defined", rows=x.rows and axis != 0)
+    k = int(node.option("k", 1, [1])[0]) if node.opset >= 10 else int(node.attribute("k", 1))
+    size = (x.shape or ())[axis]
+    rows = x.rows and axis != 0
+    values: Value | None = None
+    if rows and isinstance(size, int) and k <= size:
+        ranks = list(range(k)) if node.attribute("largest", 1) else list(range(size - 1, size - 1 - k, -1))
+        values = pick_sorted(node, x, axis, ranks)
+    names = list(node.proto.output)
+    shape = None if x.shape is None else (*x.shape[:axis], k, *x.shape[axis + 1 :])
+    if values is None:
+        values = Value(names[0], shape, bound=x.bound, rows=rows, chain=x.chain)
+    indices = [
+        Value(name, shape, floating=False, bound=math.inf, causes=(f"{node.place}: an index jumps",), rows=rows) for name in names[1:]
+    ]
+    return [values, *indices]
+
+
+def pad(node: Node) -> Value:
+    """Pad with a constant: norm 1. Copies of the border count as often as the most copied entry occurs."""
+    x = node.input()
+    mode = node.attribute("mode", b"constant")
+    pads = [int(p) for p in node.option("pads", 1, [])]
+    rank = node.rank()
+    axes = node.axes([int(a) for a in node.constant(3).ravel()], rank) if node.present(3) else tuple(range(rank))
+    if len(pads) != 2 * len(axes):
+        raise NoBoundError(f"{len(pads)} pads do not fit {len(axes)} axes")
+    widths = dict(zip(axes, zip(pads[: len(axes)], pads[len(axes) :], strict=True), strict=True))
+    rows = x.rows and widths.get(0, (0, 0)) == (0, 0)
+    repeats = 1
+    shape: list[Dim] = []
+    for axis, size in enumerate(x.shape or ()):
+        before, after = widths.get(axis, (0, 0))
+        if (before, after) != (0, 0) and mode != b"constant":
+            if mode not in PAD_COPIES or not isinstance(size, int) or min(before, after) < 0:
+                raise NoBoundError(f"mode {mode!r} copies an unknown number of entries", rows=rows)
+            repeats *= int(np.unique(PAD_COPIES[mode](size, before, after), return_counts=True)[1].max())
+        shape.append(size + before + after if isinstance(size, int) else size if before == after == 0 else f"{size}+{before}+{after}")
+    return Value(node.proto.output[0], tuple(shape), bound=times(x.bound, root(float(repeats))), rows=rows, chain=x.chain)
+
+
+PAD_COPIES: dict[bytes, Callable[[int, int, int], Array]] = {
+    b"edge": lambda n, before, after: np.pad(np.arange(n), (before, after), mode="edge"),
+    b"reflect": lambda n, before, after: np.pad(np.arange(n), (before, after), mode="reflect"),
+    b"wrap": lambda n, before, after: np.pad(np.arange(n), (before, after), mode="wrap"),
+}

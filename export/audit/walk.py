@@ -1,0 +1,198 @@
+"""The walk: every node once, in order; what is known of its inputs gives what is known of its outputs."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # has no stubs here
+from onnx import TensorProto
+from onnx.inliner import inline_local_functions
+
+from export.audit import constants
+from export.audit.node import Node, to_array
+from export.audit.report import AuditedLayer, AuditError, Report
+from export.audit.rules import RULES
+from export.audit.values import Dim, NoBoundError, Shape, Value
+from export.bundle import Lipschitz, Tensor
+
+FLOATING = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+DATATYPES: dict[int, str] = {
+    TensorProto.BOOL: "BOOL",
+    **{getattr(TensorProto, name): name for name in ("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")},
+    **{TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.FLOAT: "FP32", TensorProto.DOUBLE: "FP64"},
+}
+INFINITE_ALLOWED = {"Clip", "Max", "Min", "Pad"}
+
+
+def audit(model: bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Report:
+    """Return the norms of the linear layers of ``model`` and an L2 Lipschitz bound of each output, or the operators that prevent one.
+
+    Args:
+        model: the content of an ONNX file, or the model itself.
+        input_shapes: shapes that take the place of those in the file, by input; -1 = free.
+
+    Raises:
+        AuditError: the content is no ONNX model, keeps weights in other files, or names an input that it does not have.
+    """
+    graph, opset = opened(model)
+    weights = {tensor.name: constants.constant(tensor.name, to_array(tensor)) for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    unknown = sorted(set(input_shapes or {}) - {value.name for value in inputs})
+    if unknown:
+        raise AuditError(f"the model has no input {unknown[0]!r}; its inputs are {[value.name for value in inputs]}")
+    values: dict[str, Value] = {**weights, **started(inputs, input_shapes or {})}
+    layers: list[AuditedLayer] = []
+    for proto in graph.node:
+        node = Node(proto, tuple(values.get(name, undefined(name)) if name else None for name in proto.input), opset)
+        for value in visit(node):
+            if value.name in values:
+                raise AuditError(f"two tensors have the name {value.name!r}")
+            if value.name:
+                values[value.name] = value
+        layers += node.layers
+    results = [values.get(output.name, undefined(output.name)) for output in graph.output]
+    any_float = any(values[value.name].floating for value in inputs)
+    return Report(
+        inputs=tuple(tensor_of(value.name, value.type.tensor_type.elem_type, values[value.name].shape) for value in inputs),
+        outputs=tuple(
+            tensor_of(output.name, output.type.tensor_type.elem_type, value.shape)
+            for output, value in zip(graph.output, results, strict=True)
+        ),
+        layers=tuple(layers),
+        lipschitz={output.name: stated(value, any_float) for output, value in zip(graph.output, results, strict=True)},
+        rows_independent=bool(results) and all(value.rows for value in results),
+    )
+
+
+def opened(model: bytes | onnx.ModelProto) -> tuple[onnx.GraphProto, int]:
+    """Return the graph, local functions put in their place, and the opset of ONNX's own operators.
+
+    Raises:
+        AuditError: it is no whole ONNX model.
+    """
+    try:
+        model = onnx.load_from_string(model) if isinstance(model, bytes) else model
+    except DecodeError:
+        raise AuditError("the file is no ONNX model") from None
+    if not model.graph.output:
+        raise AuditError("the file is no ONNX model: it has no output")
+    if model.functions:
+        model = inline_local_functions(model)
+    outside = [tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    if outside:
+        raise AuditError(f"the model keeps {outside[0]!r} in another file; store it with its weights inside")
+    versions = [opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
+    return model.graph, int(versions[0]) if versions else 1
+
+
+def started(inputs: Iterable[onnx.ValueInfoProto], overridden: Mapping[str, Sequence[int]]) -> dict[str, Value]:
+    """Return the inputs of the graph; axis 0 is the batch where all of them share its size."""
+    shapes = {value.name: declared(value, overridden.get(value.name)) for value in inputs}
+    leading = {shape[0] if shape else None for shape in shapes.values()}
+    rows = len(leading) == 1 and None not in leading
+    values = {}
+    for value in inputs:
+        floating = value.type.tensor_type.elem_type in FLOATING
+        values[value.name] = Value(value.name, shapes[value.name], floating=floating, bound=1.0 if floating else 0.0, rows=rows)
+        if value.type.WhichOneof("value") != "tensor_type":
+            values[value.name] = replace(values[value.name], bound=math.inf, causes=(f"input {value.name!r} is no tensor",), rows=False)
+    return values
+
+
+def declared(value: onnx.ValueInfoProto, overridden: Sequence[int] | None) -> Shape | None:
+    """Return the shape of an input, free sizes by name."""
+    if overridden is not None:
+        return tuple(int(d) if int(d) > 0 else f"{value.name}/{i}" if i else "batch" for i, d in enumerate(overridden))
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    dims = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.dim_value > 0 else d.dim_param or f"{value.name}/{i}" for i, d in enumerate(dims))
+
+
+def undefined(name: str) -> Value:
+    """Return what is known of a tensor that nothing defines."""
+    return Value(name, None, bound=math.inf, causes=(f"tensor {name!r} is used before it is defined",))
+
+
+def visit(node: Node) -> list[Value]:
+    """Return the outputs of a node."""
+    given = [value for value in node.inputs if value is not None]
+    causes = tuple(dict.fromkeys(cause for value in given for cause in value.causes))
+    fixed = False
+    try:
+        refuse(node)
+        found = constants.fold(node) or constants.sizes(node)
+        if found is not None:
+            return found
+        fixed = node.op in RULES and not causes and all(value.fixed for value in given)
+        results = RULES[node.op](with_sizes(node))
+        results = [results] if isinstance(results, Value) else list(results)
+    except NoBoundError as error:
+        why = causes if causes or fixed else (f"{node.place}: {error}",)
+        bound = 0.0 if fixed else math.inf
+        shape = given[0].shape if given and error.rows else None
+        return [Value(name, shape, bound=bound, causes=why, rows=error.rows) for name in node.proto.output]
+    kept = []
+    for value in results:
+        why = tuple(dict.fromkeys(causes + value.causes))
+        if not why and not math.isfinite(value.bound):
+            why = (f"{node.place}: the bound grows beyond the largest float64",)
+        kept.append(replace(value, bound=math.inf if why else value.bound, causes=why, made_by=(node.op, tuple(node.proto.input))))
+    return kept
+
+
+def refuse(node: Node) -> None:
+    """Stop at what no rule may see.
+
+    Raises:
+        NoBoundError: another domain, a subgraph (which reads tensors that are not among the inputs), an operator without a rule, or a
+            constant that is not finite.
+    """
+    if node.proto.domain not in ("", "ai.onnx"):
+        raise NoBoundError(f"domain {node.proto.domain!r} is not known")
+    if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.proto.attribute):
+        raise NoBoundError("it holds a graph of its own")
+    if node.op not in RULES and node.op not in constants.SIZES:
+        raise NoBoundError("no bound is known of this operator")
+    for value in node.inputs:
+        if value is not None and value.constant is not None and value.floating:
+            numbers = value.constant.astype(np.float64)
+            if np.isnan(numbers).any() or (node.op not in INFINITE_ALLOWED and not np.isfinite(numbers).all()):
+                raise NoBoundError(f"its constant {value.name!r} holds a number that is not finite")
+
+
+def with_sizes(node: Node) -> Node:
+    """Return a Reshape whose target names sizes of its own input with a 0 ("as it was") in their place.
+
+    Raises:
+        NoBoundError: there is no rule for the operator.
+    """
+    if node.op not in RULES:
+        raise NoBoundError("it depends on the input, where only a constant has a rule")
+    if node.op != "Reshape" or not node.present(1) or node.attribute("allowzero", 0):
+        return node
+    target, shape = node.input(1), node.input().shape
+    if target.constant is not None or target.sizes is None or shape is None:
+        return node
+    filled: list[Dim] = [0 if isinstance(d, str) and i < len(shape) and shape[i] == d else d for i, d in enumerate(target.sizes)]
+    if not all(isinstance(d, int) for d in filled):
+        return node
+    known = replace(target, constant=np.array([int(d) for d in filled], dtype=np.int64))
+    return replace(node, inputs=(node.inputs[0], known), layers=node.layers)
+
+
+def tensor_of(name: str, element: int, shape: Shape | None) -> Tensor:
+    """Return name, datatype and shape as the inference protocol words them."""
+    return Tensor.model_validate(
+        {"name": name, "datatype": DATATYPES.get(element, "BYTES"), "shape": tuple(d if isinstance(d, int) else -1 for d in shape or ())}
+    )
+
+
+def stated(value: Value, any_float: bool) -> Lipschitz:
+    """Return the bound of an output, or the reason that there is none."""
+    reason = "; ".join(value.causes) or (None if any_float else "the model has no floating-point input")
+    if reason is not None or not math.isfinite(value.bound):
+        return Lipschitz(bound=None, rigorous=False, method=None, reason=reason or "the bound is not finite")
+    return Lipschitz(bound=value.bound, rigorous=True, method="product" if value.chain else "graph")
