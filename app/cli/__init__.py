@@ -25,7 +25,7 @@ root.add_typer(keys.commands, name="keys")
 def main() -> None:
     """Run one command: exit code 0 on success, 1 on a failed check, 2 on bad usage; an error is one sentence on stderr."""
     try:
-        result = root(standalone_mode=False)
+        result = root(prog_name="specnorm", standalone_mode=False)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # `specnorm … | head`

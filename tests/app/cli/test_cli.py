@@ -1,0 +1,211 @@
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli import example, root
+from app.cli.workspace import registry
+from app.settings import Settings
+from export import bundle
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+COMMAND = [sys.executable, "-m", "app.cli"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs the command in an empty folder, without settings from outside."""
+
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SPECNORM_")}
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**clean, "COLUMNS": "200", **environment},
+            check=False,
+        )
+
+    return call
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, models: Any) -> Path:
+    folder = tmp_path / "ws"
+    stored = registry(folder)
+    for scale in (1.0, 2.0):
+        artifact = models.affine(scale)
+        stored.publish("affine", artifact.manifest, {bundle.MODEL: artifact.model})
+    stored.promote("affine", "1", why="test", who="test")
+    return folder
+
+
+@contextmanager
+def serving(workspace: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """Start the service on a free port and yield it with the lines that it printed."""
+    process = subprocess.Popen(
+        [*COMMAND, "serve", "--workspace", str(workspace), "--port", "0", "--worker", "none", *more], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            if "Ctrl-C" in line:
+                break
+        yield process, lines
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nothing"], ["serve", "--nothing"], ["serve", "--port", "99999"], ["models", "show"], ["train"],
+     ["keys", "create", "--scope", "root", "--file", "k"], ["jobs", "submit", "--model", "m"]],
+)  # fmt: skip
+def test_bad_usage_is_one_sentence_on_stderr_and_exit_code_2(run: Run, arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"specnorm: .+\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["models", "list", "--workspace", "nowhere"], {}),
+        (["jobs", "list", "--url", "http://127.0.0.1:1"], {}),
+        (["jobs", "list", "--url", "nonsense"], {}),
+        (["keys", "list", "--file", "nowhere.json"], {}),
+        (["settings"], {"SPECNORM_PORT": "many"}),
+        (["serve", "--host", "0.0.0.0"], {}),
+        (["serve", "--host", "192.0.2.1"], {"SPECNORM_TRUST_PUBLISHED_LOOPBACK": "1"}),
+        (["serve", "--worker", "elsewhere"], {}),
+    ],
+)
+def test_a_failure_is_one_sentence_on_stderr_and_exit_code_1(run: Run, arguments: list[str], environment: dict[str, str]) -> None:
+    done = run(*arguments, **environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"specnorm: .+\n", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["serve", "worker", "doctor", "train", "models", "jobs", "keys", "settings", "models import", "jobs submit"]
+)
+def test_every_command_explains_itself(command: str) -> None:
+    done = CliRunner().invoke(root, [*command.split(), "--help"], prog_name="specnorm")
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"Usage: specnorm {command} ")
+
+
+def test_settings_are_each_printed_with_value_default_and_meaning(run: Run) -> None:
+    rows = json.loads(run("settings", "--json", SPECNORM_PORT="9000").stdout)
+    assert {row["variable"] for row in rows} == {f"SPECNORM_{name.upper()}" for name in Settings.model_fields}
+    port = next(row for row in rows if row["variable"] == "SPECNORM_PORT")
+    assert (port["value"], port["default"]) == (9000, 8000)
+    assert all(row["meaning"] for row in rows)
+
+
+def test_a_key_is_printed_once_and_listed_without_its_secret(run: Run) -> None:
+    secret = run("keys", "create", "--scope", "infer", "--scope", "admin", "--file", "keys.json").stdout.strip()
+    assert secret.startswith("sn-")
+    listed = run("keys", "list", "--json", SPECNORM_API_KEYS_FILE="keys.json").stdout
+    assert secret not in listed
+    assert json.loads(listed)[0]["scopes"] == ["admin", "infer"]
+
+
+def test_versions_are_listed_promoted_and_rolled_back_in_a_workspace(run: Run, workspace: Path) -> None:
+    at = ("--workspace", str(workspace))
+    assert json.loads(run("models", "list", "--json", *at).stdout) == [{"name": "affine", "live_version": "1", "versions": ["1", "2"]}]
+    assert [row["version"] for row in json.loads(run("models", "show", "affine", "--json", *at).stdout)] == ["1", "2"]
+    assert run("models", "promote", "affine", "2", *at).stdout == "affine:2 is live; before it was 1\n"
+    assert run("models", "rollback", "affine", *at).stdout == "affine:1 is live again; before it was 2\n"
+    assert "affine" in run("models", "list", *at).stdout
+
+
+def test_an_unknown_version_is_refused(run: Run, workspace: Path) -> None:
+    done = run("models", "promote", "affine", "9", "--workspace", str(workspace))
+    assert done.returncode == 1
+    assert "9" in done.stderr
+
+
+def test_an_exported_bundle_is_whole(run: Run, workspace: Path, tmp_path: Path) -> None:
+    done = run("models", "export", "affine:2", "--out", "bundle", "--workspace", str(workspace))
+    assert done.returncode == 0, done.stderr
+    manifest, files = bundle.read(tmp_path / "bundle")
+    assert bundle.digest(files[bundle.MODEL]) == manifest.model_digest
+    again = run("models", "export", "affine", "--out", "bundle", "--workspace", str(workspace))
+    assert again.returncode == 1
+    assert "not empty" in again.stderr
+
+
+def test_verify_finds_a_changed_byte(run: Run, workspace: Path) -> None:
+    assert run("models", "verify", "--workspace", str(workspace)).returncode == 0
+    blob = next((workspace / "blobs" / "sha256").iterdir())
+    blob.chmod(0o644)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"\x00")
+    done = run("models", "verify", "--json", "--workspace", str(workspace))
+    assert done.returncode == 1
+    assert [bool(row["problem"]) for row in json.loads(done.stdout)].count(True) == 1
+
+
+def test_doctor_checks_what_serving_needs(run: Run) -> None:
+    done = run("doctor", "--json", SPECNORM_PORT="0")
+    assert done.returncode == 0, done.stdout
+    assert all(row["ok"] for row in json.loads(done.stdout))
+    assert run("doctor", SPECNORM_HOST="0.0.0.0").returncode == 1
+
+
+def test_serve_prints_a_line_that_works_as_pasted_and_ends_with_0_when_asked(workspace: Path) -> None:
+    with serving(workspace) as (process, lines):
+        url = next(re.search(r"http://\S+", line) for line in lines if "Serving" in line)
+        assert url is not None
+        with urllib.request.urlopen(url[0] + "/") as page:
+            assert page.status == 200
+        line = next(line for line in lines if line.startswith("curl "))
+        words = shlex.split(line)
+        request = urllib.request.Request(words[2], words[4].encode())
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["model_version"] == "1"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_commands_talk_to_a_running_service(run: Run, workspace: Path, tmp_path: Path) -> None:
+    _, secret = [run("keys", "create", "--scope", scope, "--file", "keys.json").stdout.strip() for scope in ("infer", "admin")]
+    environment = {**os.environ, "SPECNORM_API_KEYS_FILE": str(tmp_path / "keys.json")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECNORM_API_KEYS_FILE", environment["SPECNORM_API_KEYS_FILE"])
+        with serving(workspace) as (_, lines):
+            url = re.search(r"http://\S+", lines[0])
+            assert url is not None
+            assert "$SPECNORM_API_KEY" in "".join(lines)
+            given = {"SPECNORM_URL": url[0], "SPECNORM_API_KEY": secret}
+            assert json.loads(run("models", "list", "--json", **given).stdout)[0]["live_version"] == "1"
+            assert run("models", "promote", "affine", "2", **given).stdout == "affine:2 is live; before it was 1\n"
+            assert "version" in run("models", "show", "affine", **given).stdout
+            refused = run("models", "list", SPECNORM_URL=url[0])
+            assert (refused.returncode, "401" in refused.stderr) == (1, True)
+
+
+def test_the_example_is_one_row_that_the_signature_takes(models: Any) -> None:
+    body = json.loads(example.request(models.affine(width=64).manifest) or "")
+    assert body["inputs"][0]["shape"] == [1, 64]
+    assert body["inputs"][0]["data"][:8] == [0, 0, 5, 13, 9, 1, 0, 0]
+    assert example.request(models.two_inputs().manifest) is None
