@@ -1,0 +1,190 @@
+"""Real child processes, which hold the job's claim as the real worker does but train nothing."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.jobs.dispatch import Dispatcher
+from app.jobs.launcher import Local
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from app.db import connect
+from app.jobs.attempt import Attempt
+from app.jobs.store import Claim
+from app.worker.__main__ import conclude
+from app.worker.pulse import Pulse
+import signal
+folder, job, token = Path(sys.argv[2]), sys.argv[4], int(sys.argv[6])
+attempt = Attempt(connect(folder), Claim(job, token))
+def work():
+    if attempt.assignment().state == "validating_files":
+        attempt.accept("good")
+    attempt.start("go")
+    (folder / f"pid-{token}").write_text(str(__import__("os").getpid()))
+    while not (folder / "finish").exists():
+        pulse.check()
+        time.sleep(0.01)
+    attempt.succeed("done")
+pulse = Pulse(attempt, 0.05)
+signal.signal(signal.SIGTERM, lambda *_: pulse.interrupt("asked to end"))
+with pulse:
+    status = conclude(attempt, work)
+sys.exit(status)
+"""
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def local(workspace: Any) -> Local:
+    script = workspace.folder / "worker.py"
+    script.write_text(WORKER)
+    return Local(workspace.settings, command=[sys.executable, str(script)])
+
+
+def until(dispatcher: Dispatcher, met: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        dispatcher.turn()
+        if met():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came about")
+
+
+def pid(folder: Path, token: int) -> int | None:
+    path = folder / f"pid-{token}"
+    return int(path.read_text()) if path.exists() and path.read_text() else None
+
+
+def status(workspace: Any, job: str) -> str:
+    return str(workspace.jobs.get(job)["status"])
+
+
+def test_a_job_whose_worker_is_killed_runs_again_and_ends_once(workspace: Any, local: Local) -> None:
+    job = workspace.create()["id"]
+    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings, clock=Clock())
+    until(dispatcher, lambda: pid(workspace.folder, 1) is not None)
+    os.kill(pid(workspace.folder, 1) or 0, signal.SIGKILL)
+    until(dispatcher, lambda: pid(workspace.folder, 2) is not None)
+    (workspace.folder / "finish").touch()
+    until(dispatcher, lambda: status(workspace, job) == "succeeded")
+    told = [event["message"] for event in workspace.jobs.events(job, limit=100).items]
+    assert told.count("done") == 1
+    assert sum("status -9" in message for message in told) == 1
+    dispatcher.close()
+
+
+def test_a_stopped_worker_of_another_dispatcher_is_taken_over_and_refused_when_it_goes_on(workspace: Any, local: Local) -> None:
+    job = workspace.create()["id"]
+    claim = workspace.jobs.claim("somebody who is gone")
+    old = local.start(claim)
+    while pid(workspace.folder, 1) is None:
+        time.sleep(0.01)
+    clock = Clock()
+    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings, clock=clock)
+    dispatcher.turn()
+    clock.now += 100
+    time.sleep(0.2)  # the heart beats meanwhile, so that the time that passed means nothing
+    dispatcher.turn()
+    assert status(workspace, job) == "running"
+    os.kill(old.pid, signal.SIGSTOP)
+    dispatcher.turn()
+    clock.now += 100
+    until(dispatcher, lambda: pid(workspace.folder, 2) is not None)
+    os.kill(old.pid, signal.SIGCONT)
+    while old.poll() is None:
+        time.sleep(0.01)
+    assert old.poll() == 0
+    assert status(workspace, job) == "running"
+    assert [lease.token for lease in workspace.jobs.leases()] == [2]
+    (workspace.folder / "finish").touch()
+    until(dispatcher, lambda: status(workspace, job) == "succeeded")
+    dispatcher.close()
+
+
+def test_a_stopped_worker_of_ones_own_is_killed_after_one_lease(workspace: Any, local: Local) -> None:
+    workspace.create()
+    clock = Clock()
+    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings, clock=clock)
+    until(dispatcher, lambda: pid(workspace.folder, 1) is not None)
+    os.kill(pid(workspace.folder, 1) or 0, signal.SIGSTOP)
+    dispatcher.turn()
+    clock.now += workspace.settings.lease_seconds
+    until(dispatcher, lambda: pid(workspace.folder, 2) is not None)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid(workspace.folder, 1) or 0, 0)
+    dispatcher.close()
+
+
+def test_closing_asks_the_workers_to_end_and_leaves_their_jobs_in_the_queue(workspace: Any, local: Local) -> None:
+    job = workspace.create()["id"]
+
+    async def serve() -> None:
+        dispatcher = Dispatcher(workspace.jobs, local, workspace.settings)
+        task = asyncio.create_task(dispatcher.run())
+        while pid(workspace.folder, 1) is None:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(serve())
+    assert status(workspace, job) == "queued"
+    assert workspace.jobs.leases() == []
+    assert list((workspace.folder / "workers").iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid(workspace.folder, 1) or 0, 0)
+
+
+def test_a_cancelled_job_ends_at_its_workers_heartbeat(workspace: Any, local: Local) -> None:
+    job = workspace.create()["id"]
+    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings)
+    until(dispatcher, lambda: pid(workspace.folder, 1) is not None)
+    workspace.jobs.cancel(job)
+    until(dispatcher, lambda: status(workspace, job) == "cancelled")
+    dispatcher.close()
+
+
+def test_an_attempt_that_takes_too_long_fails_the_job(workspace: Any, local: Local) -> None:
+    job = workspace.create()["id"]
+    clock = Clock()
+    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings.model_copy(update={"lease_seconds": 1e9}), clock=clock)
+    until(dispatcher, lambda: pid(workspace.folder, 1) is not None)
+    clock.now += workspace.settings.job_max_seconds + 1
+    until(dispatcher, lambda: status(workspace, job) == "failed")
+    assert workspace.jobs.get(job)["error"]["code"] == "timeout"
+    dispatcher.close()
+
+
+def test_a_worker_that_dies_at_once_every_time_loses_the_job_and_its_words_go_to_the_log(
+    workspace: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = workspace.create()["id"]
+    local = Local(workspace.settings, command=[sys.executable, "-c", "import sys; sys.exit('a secret path')"])
+    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings)
+    until(dispatcher, lambda: status(workspace, job) == "failed")
+    assert workspace.jobs.get(job)["error"]["code"] == "lost"
+    assert "a secret path" in caplog.text
+    assert not any("secret" in event["message"] for event in workspace.jobs.events(job, limit=100).items)
+
+
+def test_a_command_that_cannot_be_started_loses_the_job(workspace: Any) -> None:
+    job = workspace.create()["id"]
+    dispatcher = Dispatcher(workspace.jobs, Local(workspace.settings, command=["/nonexistent"]), workspace.settings)
+    until(dispatcher, lambda: status(workspace, job) == "failed")
