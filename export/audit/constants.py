@@ -20,7 +20,9 @@ def broadcast_size(arrays: Sequence[Array]) -> int:
 
 def product_size(arrays: Sequence[Array]) -> int:
     """Return at least the size of a matrix product."""
-    return arrays[0].size * arrays[1].size // max(1, min(arrays[0].shape[-1:] + arrays[1].shape[:1]))
+    left, right = arrays
+    inner = int(right.shape[-2]) if right.ndim > 1 else int(right.size)
+    return int(left.size // max(1, left.shape[-1])) * int(right.size // max(1, inner))
 
 
 def no_larger(arrays: Sequence[Array]) -> int:
@@ -38,7 +40,6 @@ SIZES: dict[str, Callable[[Sequence[Array]], int]] = {
     "ConstantOfShape": lambda arrays: math.prod(int(d) for d in arrays[0].ravel()),
     "Expand": lambda arrays: arrays[0].size * math.prod(max(1, int(d)) for d in arrays[1].ravel()),
     "Gather": lambda arrays: arrays[0].size * arrays[1].size,
-    "Gemm": product_size,
     "MatMul": product_size,
     "Range": lambda arrays: math.ceil(abs(float(arrays[1]) - float(arrays[0])) / max(abs(float(arrays[2])), 1e-300)),
     "Tile": lambda arrays: arrays[0].size * math.prod(int(d) for d in arrays[1].ravel()),

@@ -28,7 +28,7 @@ class NoBoundError(Exception):
 
 @dataclass(frozen=True)
 class Coordinates:
-    """A tensor whose entry ``e`` is a function of the entry ``index[e]`` alone of the same row of ``origin``, of slope at most ``weight[e]``.
+    """A tensor whose entry ``e`` is a function of the entry ``index[e]`` alone of the same row of ``origin``, with slopes ``<= weight[e]``.
 
     ``through`` names these functions: two tensors with equal ``origin`` and ``through`` have equal entries where their index is equal
     (``""``: the function is the identity).
