@@ -73,7 +73,7 @@ def error_bound(folded: Network, sigmas: dict[str, float]) -> Affine:
         y = layer(x)
         if isinstance(layer, nn.Linear | nn.Conv2d):
             local = _local_error(layer, x.shape[2:], y.shape[2:], size)
-            bias = Affine(0.0, 0.0 if layer.bias is None else float(layer.bias.double().norm()) * math.sqrt(math.prod(y.shape[2:])))
+            bias = Affine(0.0, 0.0 if layer.bias is None else float(layer.bias.detach().double().norm()) * math.sqrt(math.prod(y.shape[2:])))
             error = error.times(sigmas[name]) + local
             size = size.times(sigmas[name]) + bias + local
         elif not isinstance(layer, nn.ReLU | GroupSort | nn.Flatten | nn.Unflatten):  # these select or move, which is exact
@@ -91,6 +91,6 @@ def _local_error(layer: nn.Linear | nn.Conv2d, size_in: torch.Size, size_out: to
         )  # fmt: skip
     else:
         absolute = bounds.sigma_upper(weight)
-    bias = 0.0 if layer.bias is None else float(layer.bias.double().norm()) * math.sqrt(math.prod(size_out))
+    bias = 0.0 if layer.bias is None else float(layer.bias.detach().double().norm()) * math.sqrt(math.prod(size_out))
     terms = weight[0].size + 2
     return size.times(absolute * gamma(terms)) + Affine(0.0, bias * gamma(terms) + TINY * math.prod(size_out, start=weight.shape[0]))
