@@ -14,7 +14,7 @@ commands = typer.Typer(help="Fine-tune jobs of a running service (--url).", no_a
 
 PATH = "/v1/fine_tuning/jobs"
 OVER = {"succeeded", "failed", "cancelled"}
-COLUMNS = ("id", "status", "model", "fine_tuned_model", "trained_on", "created")
+COLUMNS = ("id", "status", "model", "fine_tuned_model", "created")
 
 Job = Annotated[str, typer.Argument(help="Id of the job.")]
 
@@ -103,7 +103,7 @@ def _events(service: Service, job: str, seen: set[str]) -> list[dict[str, Any]]:
 
 
 def _row(job: dict[str, Any]) -> dict[str, Any]:
-    return {**job, "trained_on": job["training_file"], "created": _clock(job["created_at"])}
+    return {**job, "created": _clock(job["created_at"])}
 
 
 def _clock(seconds: float) -> str:

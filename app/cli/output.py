@@ -23,10 +23,11 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], *, as_json: 
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
+    shown = list(columns)
+    for number, column in enumerate(shown):
+        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=number == 0)  # the first is what one copies
     for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
+        table.add_row(*(_cell(row.get(column)) for column in shown))
     Console(highlight=False, markup=False).print(table)
 
 
