@@ -16,7 +16,7 @@ from app.api import health
 from app.api.body import HEADER_LENGTH, Framing, compress, framing, read
 from app.api.errors import response_of, status_of
 from app.api.v2_schema import openapi
-from app.errors import InvalidRequestError, NotFoundError, SpecnormError
+from app.errors import InvalidRequestError, NotFoundError, SpecnormError, TooLargeError
 from app.inference import describe
 from app.inference.catalog import Catalog, Served
 from app.inference.statistics import Metrics
@@ -132,16 +132,13 @@ class InferApp:
             served = await self._catalog.get(call.model, call.version)
             limit = self._settings.max_json_bytes if how.json_bytes is None else self._settings.max_binary_bytes
             if how.json_bytes is not None and how.json_bytes > self._settings.max_json_bytes:
-                raise InvalidRequestError(f"the JSON part has {how.json_bytes} bytes, at most {self._settings.max_json_bytes} are read")
+                raise TooLargeError(f"The JSON part has {how.json_bytes} bytes, and {self._settings.max_json_bytes} is the limit.")
             body = await read(call.receive, how, limit=limit, seconds=self._settings.request_timeout)
             encoded, rows = await served.answer(body, how.json_bytes)
             code = 200
             return await _framed(encoded.body, encoded.json_bytes, how)
-        except SpecnormError as error:
-            code = status_of(error)
-            raise
-        except HTTPException as error:
-            code = error.status_code
+        except Exception as error:
+            code = _code(error)
             raise
         finally:
             if self._metrics is not None:
@@ -214,6 +211,15 @@ class InferApp:
         if type(document) is not dict:
             raise InvalidRequestError("expected the body to be empty or a JSON object")
         return document
+
+
+def _code(error: Exception) -> int:
+    """Return what the metrics call the end of a request; 499 is a client that went away."""
+    if isinstance(error, SpecnormError):
+        return status_of(error)
+    if isinstance(error, HTTPException):
+        return error.status_code
+    return 499 if isinstance(error, ClientDisconnect) else 500
 
 
 def _json(value: Any) -> Reply:

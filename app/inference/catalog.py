@@ -60,7 +60,14 @@ class State(NamedTuple):
 
 
 class Served:
-    """One loaded version. Whoever holds it can use it to the end, live or not any more."""
+    """One loaded version. Whoever holds it can use it to the end, live or not any more.
+
+    Attributes:
+        digest: sha256 of its ``model.onnx``.
+        device: where it really runs, ``cpu`` or ``cuda``.
+        batched: whether its requests share runs.
+        statistics: what it has done since the process started.
+    """
 
     def __init__(self, name: str, version: str, artifact: Artifact, settings: Settings, statistics: Statistics) -> None:
         """Load and warm it; blocks, and raises what :class:`Session` raises."""
@@ -69,14 +76,16 @@ class Served:
         self.manifest = artifact.manifest
         self.digest = artifact.manifest.model_digest
         self.statistics = statistics
+        signature = artifact.manifest.signature
         session = Session(artifact.model, artifact.manifest, settings)
         self.device = session.device
+        self.batched = signature.rows_independent and all(one.shape[:1] == (-1,) for one in (*signature.inputs, *signature.outputs))
         self._timeout = settings.request_timeout
         self._codec = Codec(name, version, artifact.manifest, max_rows=settings.queue_rows)
         self._batcher = Batcher(
             session,
             statistics,
-            together=artifact.manifest.signature.rows_independent,
+            together=self.batched,
             max_batch_rows=settings.max_batch_rows,
             queue_rows=settings.queue_rows,
         )

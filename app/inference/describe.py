@@ -49,20 +49,19 @@ def metadata(served: Served, versions: Sequence[str]) -> dict[str, Any]:
 def config(served: Served, *, max_batch_rows: int) -> dict[str, Any]:
     """Return the configuration of one version; dimensions are without the batch where requests are batched."""
     signature = served.manifest.signature
-    batched = signature.rows_independent and all(tensor.shape[:1] == (-1,) for tensor in (*signature.inputs, *signature.outputs))
 
     def entry(tensor: Tensor) -> dict[str, Any]:
         datatype = "TYPE_STRING" if tensor.datatype == "BYTES" else f"TYPE_{tensor.datatype}"
-        return {"name": tensor.name, "data_type": datatype, "dims": list(tensor.shape[1:] if batched else tensor.shape)}
+        return {"name": tensor.name, "data_type": datatype, "dims": list(tensor.shape[1:] if served.batched else tensor.shape)}
 
     return {
         "name": served.name,
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
-        "max_batch_size": max_batch_rows if batched else 0,
+        "max_batch_size": max_batch_rows if served.batched else 0,
         "input": [entry(tensor) for tensor in signature.inputs],
         "output": [entry(tensor) for tensor in signature.outputs],
-        **({"dynamic_batching": {}} if batched else {}),
+        **({"dynamic_batching": {}} if served.batched else {}),
         "instance_group": [{"kind": "KIND_GPU" if served.device == "cuda" else "KIND_CPU", "count": 1}],
         "default_model_filename": "model.onnx",
     }

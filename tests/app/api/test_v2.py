@@ -122,6 +122,7 @@ INFER = "/v2/models/m/infer"
 
 def test_health_and_metadata_have_the_protocols_keys(server: Running) -> None:
     assert server.json("GET", "/v2/health/live") == (200, {"live": True})
+    assert server.ask("HEAD", "/v2/health/live")[::2] == (200, b"")
     assert server.json("GET", "/v2/health/ready") == (200, {"live": True, "ready": True})
     assert server.json("GET", "/v2/models/m/ready") == (200, {"name": "m", "ready": True})
     for path in ("/v2", "/v2/"):
@@ -163,7 +164,7 @@ BAD: dict[str, tuple[str, str, bytes | None, dict[str, str], int]] = {
     "header length with a sign": ("POST", INFER, b"{}", {"Inference_Header_Content_Length": "+2"}, 400),
     "header length of 40 digits": ("POST", INFER, b"{}", {"Inference_Header_Content_Length": "9" * 40}, 400),
     "header length beyond the body": ("POST", INFER, b"{}", {"Inference_Header_Content_Length": "3"}, 400),
-    "JSON part beyond the limit": ("POST", INFER, b"{}", {"Inference_Header_Content_Length": str(JSON_LIMIT + 1)}, 400),
+    "JSON part beyond the limit": ("POST", INFER, b"{}", {"Inference_Header_Content_Length": str(JSON_LIMIT + 1)}, 413),
     "unknown encoding": ("POST", INFER, b"{}", {"Content_Encoding": "br"}, 415),
     "two encodings": ("POST", INFER, b"{}", {"Content_Encoding": "gzip, gzip"}, 415),
     "not gzip": ("POST", INFER, b"{}", {"Content_Encoding": "gzip"}, 400),

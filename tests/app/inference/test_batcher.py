@@ -69,6 +69,7 @@ async def test_requests_of_other_widths_do_not_share_a_run(models: Any, batcher:
     own = batcher(models.identity("FP32", -1, -1))
     answers = await asyncio.gather(*(ask(own, np.ones((1, width), np.float32)) for width in (1, 2, 2, 1)))
     assert [answer["output"].shape for answer in answers] == [(1, 1), (1, 2), (1, 2), (1, 1)]
+    assert own._statistics.execution_count == 3  # only the two neighbours of like width
 
 
 async def test_a_request_that_the_graph_refuses_fails_alone(models: Any, batcher: Callable[..., Batcher]) -> None:

@@ -92,20 +92,21 @@ async def test_every_answer_under_promotions_is_of_the_version_it_names(three: A
     await own.start()
     seen: set[str] = set()
 
-    async def client() -> None:
-        for _ in range(40):
-            version, number = await ask(own, "m")
-            assert number == float(version)
-            seen.add(version)
-            await asyncio.sleep(0)
-
-    async def promoter() -> None:
+    async def promote() -> None:
         for _ in range(20):
             for version in ("1", "3"):
                 await own.go_live("m", version)
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
 
-    await asyncio.gather(promoter(), *(client() for _ in range(8)))
+    promoting = asyncio.create_task(promote())
+
+    async def client() -> None:
+        while not promoting.done():
+            version, number = await ask(own, "m")
+            assert number == float(version)
+            seen.add(version)
+
+    await asyncio.gather(promoting, *(client() for _ in range(8)))
     assert {"1", "3"} <= seen
 
 
@@ -202,3 +203,12 @@ async def test_closing_waits_for_what_is_running(folder: Any, models: Any, catal
     await asyncio.sleep(0)
     assert running.done()
     assert isinstance(running.exception(), UnavailableError)
+
+
+async def test_a_model_of_fixed_rows_is_never_batched(folder: Any, models: Any, catalog: Callable[..., Catalog]) -> None:
+    folder.add("fixed", "1", models.identity("FP32", 1, 3, rows_independent=True), live=True)
+    own = catalog()
+    await own.start()
+    assert await asyncio.gather(*(ask(own, "fixed") for _ in range(3))) == [("1", 1.0)] * 3
+    assert own.statistics()["fixed", "1"][0].execution_count == 3
+    assert not (await own.get("fixed")).batched
