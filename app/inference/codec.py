@@ -12,11 +12,11 @@ import numpy as np
 import orjson
 
 from app.errors import InvalidRequestError
-from app.inference.tensors import DTYPES, FLOATS, Array, Shape, from_bytes, from_json, kind, to_bytes, to_json
+from app.inference.parameters import binary_size, classes, flag, quote, read_parameters, timeout
+from app.inference.tensors import DTYPES, Array, Shape, from_bytes, from_json, kind, to_bytes, to_json
 from export.bundle import Manifest, Tensor
 
 _LARGEST_DIMENSION: Final = 2**31 - 1
-_SCALARS: Final = frozenset({str, int, float, bool})
 
 
 class Wanted(NamedTuple):
@@ -86,9 +86,9 @@ class Codec:
         identity = document.get("id")
         if identity is not None and type(identity) is not str:
             raise InvalidRequestError(f"expected id to be a string, got {kind(identity)}")
-        parameters = _parameters(document, "the request")
+        parameters = read_parameters(document, "the request")
         inputs = self._read_inputs(document, None if json_bytes is None else memoryview(body)[json_bytes:])
-        return self._checked(inputs, self._read_wanted(document, parameters), identity, _timeout(parameters))
+        return self._checked(inputs, self._read_wanted(document, parameters), identity, timeout(parameters))
 
     def _checked(self, inputs: dict[str, Array], wanted: tuple[Wanted, ...], identity: str | None, timeout: float | None) -> Request:
         """Finish a request: look at the numbers, count the rows."""
@@ -145,7 +145,7 @@ class Codec:
             tensor, shape = self._header(entry)
             if tensor.name in arrays:
                 raise InvalidRequestError(f"input {tensor.name!r} is given twice")
-            size = _binary_size(entry, _parameters(entry, f"input {tensor.name!r}"), tensor.name, raw)
+            size = binary_size(entry, read_parameters(entry, f"input {tensor.name!r}"), tensor.name, raw)
             if size is None:
                 arrays[tensor.name] = from_json(entry.get("data"), tensor.datatype, shape, name=tensor.name)
             elif raw is not None:
@@ -167,9 +167,9 @@ class Codec:
         name = entry.get("name")
         tensor = self._inputs.get(name) if type(name) is str else None
         if tensor is None:
-            raise InvalidRequestError(f"expected an input of {sorted(self._inputs)}, got {_quote(name)}")
+            raise InvalidRequestError(f"expected an input of {sorted(self._inputs)}, got {quote(name)}")
         if entry.get("datatype") != tensor.datatype:
-            raise InvalidRequestError(f"input {tensor.name!r}: expected datatype {tensor.datatype}, got {_quote(entry.get('datatype'))}")
+            raise InvalidRequestError(f"input {tensor.name!r}: expected datatype {tensor.datatype}, got {quote(entry.get('datatype'))}")
         shape = entry.get("shape")
         if type(shape) is not list or any(type(size) is not int or not 0 <= size <= _LARGEST_DIMENSION for size in shape):
             raise InvalidRequestError(f"input {tensor.name!r}: expected shape to be an array of integers from 0 to {_LARGEST_DIMENSION}")
@@ -179,7 +179,7 @@ class Codec:
         return tensor, tuple(shape)
 
     def _read_wanted(self, document: dict[str, Any], parameters: dict[str, Any]) -> tuple[Wanted, ...]:
-        binary = _flag(parameters, "binary_data_output", default=False)
+        binary = flag(parameters, "binary_data_output", default=False)
         entries = document.get("outputs")
         if entries is None or entries == []:
             return self._all[binary]
@@ -192,11 +192,11 @@ class Codec:
             name = entry.get("name")
             tensor = self._outputs.get(name) if type(name) is str else None
             if tensor is None:
-                raise InvalidRequestError(f"expected an output of {sorted(self._outputs)}, got {_quote(name)}")
+                raise InvalidRequestError(f"expected an output of {sorted(self._outputs)}, got {quote(name)}")
             if tensor.name in wanted:
                 raise InvalidRequestError(f"output {tensor.name!r} is asked for twice")
-            own = _parameters(entry, f"output {tensor.name!r}")
-            wanted[tensor.name] = Wanted(tensor, _flag(own, "binary_data", default=binary), _classes(own, tensor))
+            own = read_parameters(entry, f"output {tensor.name!r}")
+            wanted[tensor.name] = Wanted(tensor, flag(own, "binary_data", default=binary), classes(own, tensor))
         return tuple(wanted.values())
 
     def encode(self, request: Request, outputs: Mapping[str, Array]) -> Encoded:
@@ -207,10 +207,10 @@ class Codec:
         """
         tensors: list[dict[str, Any]] = []
         blobs: list[bytes] = []
-        for tensor, binary, classes in request.wanted:
+        for tensor, binary, best in request.wanted:
             array, datatype = outputs[tensor.name], tensor.datatype
-            if classes:
-                array, datatype = _classify(array, tensor, classes, self._labels), "BYTES"
+            if best:
+                array, datatype = _classify(array, tensor, best, self._labels), "BYTES"
             entry: dict[str, Any] = {"name": tensor.name, "datatype": datatype, "shape": array.shape}
             if binary:
                 blobs.append(to_bytes(array, datatype))
@@ -237,73 +237,12 @@ def _parse(text: bytes | memoryview) -> dict[str, Any]:
     return document
 
 
-def _quote(value: Any) -> str:
-    """Return a value for a message: short, and never what another tensor's data may hold."""
-    return repr(value if len(value) <= 64 else f"{value[:64]}…") if type(value) is str else kind(value)
-
-
-def _show(value: Any) -> str:
-    """Return a scalar with its kind, for a message."""
-    return f"{kind(value)}, {str(value)[:64]}"
-
-
-def _parameters(entry: dict[str, Any], owner: str) -> dict[str, Any]:
-    parameters = entry.get("parameters")
-    if parameters is None:
-        return {}
-    if type(parameters) is not dict:
-        raise InvalidRequestError(f"{owner}: expected parameters to be an object, got {kind(parameters)}")
-    for name, value in parameters.items():
-        if type(value) not in _SCALARS:
-            raise InvalidRequestError(f"{owner}: expected parameter {_quote(name)} to be a string, number or boolean, got {kind(value)}")
-        if name.startswith("shared_memory_"):
-            raise InvalidRequestError(f"{owner}: shared memory is not served; send the data")
-    return parameters
-
-
-def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if type(value) is not bool:
-        raise InvalidRequestError(f"expected parameter {name} to be a boolean, got {kind(value)}")
-    return value
-
-
-def _classes(parameters: dict[str, Any], tensor: Tensor) -> int:
-    value = parameters.get("classification", 0)
-    if type(value) is not int or value < 0:
-        raise InvalidRequestError(f"output {tensor.name!r}: expected classification to be a count of classes, got {_show(value)}")
-    if value and tensor.datatype not in FLOATS:
-        raise InvalidRequestError(f"output {tensor.name!r}: classification is for floating-point outputs, not {tensor.datatype}")
-    return value
-
-
-def _timeout(parameters: dict[str, Any]) -> float | None:
-    """Return the caller's limit in seconds; 0 leaves it to the server."""
-    value = parameters.get("timeout", 0)
-    if type(value) is not int or value < 0:
-        raise InvalidRequestError(f"expected parameter timeout to be a count of microseconds, got {_show(value)}")
-    return value / 1e6 if value else None
-
-
-def _binary_size(entry: dict[str, Any], parameters: dict[str, Any], name: str, raw: memoryview | None) -> int | None:
-    if "binary_data_size" not in parameters:
-        return None
-    size = parameters["binary_data_size"]
-    if type(size) is not int or size < 0:
-        raise InvalidRequestError(f"input {name!r}: expected binary_data_size to be a count of bytes, got {_show(size)}")
-    if entry.get("data") is not None:
-        raise InvalidRequestError(f"input {name!r} has both data and binary_data_size; send one")
-    if raw is None:
-        raise InvalidRequestError(f"input {name!r} has binary_data_size, but the header Inference-Header-Content-Length is missing")
-    return size
-
-
-def _classify(array: Array, tensor: Tensor, classes: int, labels: tuple[str, ...]) -> Array:
+def _classify(array: Array, tensor: Tensor, count: int, labels: tuple[str, ...]) -> Array:
     """Return ``value:index[:label]`` of the largest scores of each row, best first."""
     rows = array.shape[0] if tensor.shape and tensor.shape[0] == -1 else 1
     scores = array.reshape(rows, array.size // rows if rows else 0)
     named = len(labels) == scores.shape[1]
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :classes]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     text = [
         [f"{row[index]!s}:{index}:{labels[index]}" if named else f"{row[index]!s}:{index}" for index in best.tolist()]
         for row, best in zip(scores, order, strict=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from app.inference.catalog import Served
+from app.inference.served import Served
 from export.bundle import Tensor
 
 NAME: Final = "specnorm"

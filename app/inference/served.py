@@ -1,0 +1,89 @@
+"""One loaded version: bytes in, bytes out."""
+
+import asyncio
+import time
+from typing import NamedTuple
+
+from app.inference.batcher import Batcher
+from app.inference.codec import Codec, Encoded, Request
+from app.inference.session import Session
+from app.inference.statistics import Statistics, Times
+from app.inference.tensors import Array
+from app.registry.artifact import Artifact
+from app.settings import Settings
+
+
+class Response(NamedTuple):
+    """Outputs of one request by name, and the nanoseconds that it waited and ran."""
+
+    outputs: dict[str, Array]
+    queue_ns: int
+    run_ns: int
+
+
+class Served:
+    """One loaded version. Whoever holds it can use it to the end, live or not any more.
+
+    Attributes:
+        digest: sha256 of its ``model.onnx``.
+        device: where it really runs, ``cpu`` or ``cuda``.
+        batched: whether its requests share runs.
+        statistics: what it has done since the process started.
+    """
+
+    def __init__(self, name: str, version: str, artifact: Artifact, settings: Settings, statistics: Statistics) -> None:
+        """Load and warm it; blocks, and raises what :class:`Session` raises."""
+        self.name = name
+        self.version = version
+        self.manifest = artifact.manifest
+        self.digest = artifact.manifest.model_digest
+        self.statistics = statistics
+        signature = artifact.manifest.signature
+        session = Session(artifact.model, artifact.manifest, settings)
+        self.device = session.device
+        self.batched = signature.rows_independent and all(one.shape[:1] == (-1,) for one in (*signature.inputs, *signature.outputs))
+        self._timeout = settings.request_timeout
+        self._codec = Codec(name, version, artifact.manifest, max_rows=settings.queue_rows)
+        self._batcher = Batcher(
+            session,
+            statistics,
+            together=self.batched,
+            max_batch_rows=settings.max_batch_rows,
+            queue_rows=settings.queue_rows,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return self._batcher.idle
+
+    def decode(self, body: bytes, json_bytes: int | None = None) -> Request:
+        """Return the request in ``body``; see :meth:`Codec.decode`."""
+        return self._codec.decode(body, json_bytes)
+
+    async def infer(self, request: Request) -> Response:
+        """Return what the model gives for ``request``.
+
+        Raises:
+            QueueFullError: too many rows wait for this version.
+            UnavailableError: the deadline passed.
+            InvalidRequestError: the graph cannot be run on these inputs.
+        """
+        limit = self._timeout if request.timeout is None else min(self._timeout, request.timeout)
+        return Response(*await self._batcher.submit(request.inputs, request.rows, asyncio.get_running_loop().time() + limit))
+
+    async def answer(self, body: bytes, json_bytes: int | None = None) -> tuple[Encoded, int]:
+        """Do all of one request, bytes to bytes, and count it; returns the answer and its rows."""
+        begun = time.perf_counter_ns()
+        try:
+            request = self.decode(body, json_bytes)
+            decoded = time.perf_counter_ns()
+            response = await self.infer(request)
+            computed = time.perf_counter_ns()
+            encoded = self._codec.encode(request, response.outputs)
+        except BaseException:
+            self.statistics.failed(time.perf_counter_ns() - begun)
+            raise
+        times = Times(decoded - begun, response.queue_ns, response.run_ns, time.perf_counter_ns() - computed)
+        self.statistics.succeeded(times)
+        return encoded, request.rows
