@@ -13,6 +13,7 @@ GradientMode = Literal["full", "simplified"]
 GRADIENT_MODES = tuple(sorted(get_args(GradientMode)))
 CANONICAL = "method.supervised.hyperparameters"
 LEARNING_RATE = 3e-3
+MAX_RATE = 1e30
 
 _BASE = re.compile(rf"({NAME.pattern})(?::([1-9][0-9]{{0,8}}))?")
 
@@ -36,8 +37,8 @@ class Hyperparameters(Checked):
     gradient_mode: GradientMode | None = None
     n_epochs: int = Field(default=20, ge=1, le=10_000)
     batch_size: int = Field(default=64, ge=1, le=65_536)
-    learning_rate: float = Field(default=LEARNING_RATE, gt=0, le=1e30)
-    learning_rate_multiplier: float = Field(default=1.0, gt=0, le=1e30)
+    learning_rate: float = Field(default=LEARNING_RATE, gt=0, le=MAX_RATE)
+    learning_rate_multiplier: float = Field(default=1.0, gt=0, le=MAX_RATE / LEARNING_RATE)
     optimizer: Literal["adam", "sgd"] = "adam"
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     loss: Literal["cross_entropy", "margin", "mse"] = "cross_entropy"
@@ -111,7 +112,8 @@ def parse(body: Any) -> JobRequest:
         )
     hyperparameters = _validated(Hyperparameters, chosen, f"{CANONICAL}.")
     if "learning_rate_multiplier" in chosen:
-        hyperparameters = hyperparameters.model_copy(update={"learning_rate": LEARNING_RATE * hyperparameters.learning_rate_multiplier})
+        rate = min(MAX_RATE, LEARNING_RATE * hyperparameters.learning_rate_multiplier)
+        hyperparameters = _validated(Hyperparameters, {**chosen, "learning_rate": rate}, f"{CANONICAL}.")
     else:
         hyperparameters = hyperparameters.model_copy(update={"learning_rate_multiplier": hyperparameters.learning_rate / LEARNING_RATE})
     request = _validated(JobRequest, {**fields, "hyperparameters": hyperparameters}, "")

@@ -30,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--job", required=True, help="id of the job")
     parser.add_argument("--token", type=int, required=True, help="number of the attempt, as the claim gave it")
     options = parser.parse_args(arguments)
-    yield_to_others()
     settings = Settings(workspace=options.workspace)
     database = connect(options.workspace)
     attempt = Attempt(database, Claim(options.job, options.token))
@@ -38,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pulse = Pulse(attempt, min(1.0, settings.lease_seconds / BEATS_PER_LEASE))
     signal.signal(signal.SIGTERM, lambda *_: pulse.interrupt("its worker was asked to end"))
     with pulse:
+        yield_to_others()  # only now: a start at this priority might outlast the lease on a busy machine
         status = conclude(attempt, lambda: _work(attempt, registry, pulse, settings))
     collect(database, registry.blobs)
     return status

@@ -55,17 +55,21 @@ class Pulse:
             raise self._reason
 
     def _beat(self) -> None:
-        while not self._over.wait(self._seconds):
-            try:
-                wish = self._attempt.heartbeat()
-            except FencedError as error:
-                self._reason = error
-                return
-            except SpecnormError:
-                continue  # the database is busy or full; the lease decides for how long that may go on
-            if wish is Wish.CANCEL:
-                self._reason = CancelledError()
-            elif wish is Wish.PAUSE:
-                self.interrupt("it was paused")
-            if os.getppid() != self._parent:
-                self.interrupt("the service that started its worker has ended")
+        self._listen()
+        while not self._over.wait(self._seconds) and not isinstance(self._reason, FencedError):
+            self._listen()
+
+    def _listen(self) -> None:
+        try:
+            wish = self._attempt.heartbeat()
+        except FencedError as error:
+            self._reason = error
+            return
+        except SpecnormError:
+            return  # the database is busy or full; the lease decides for how long that may go on
+        if wish is Wish.CANCEL:
+            self._reason = CancelledError()
+        elif wish is Wish.PAUSE:
+            self.interrupt("it was paused")
+        if os.getppid() != self._parent:
+            self.interrupt("the service that started its worker has ended")

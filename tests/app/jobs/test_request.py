@@ -20,7 +20,11 @@ def supervised(**fields: Any) -> dict[str, Any]:
         {"method": supervised(gradient_mode="simplified")},
         {"hyperparameters": {"gradient_mode": "simplified"}},
         {"gradient_mode": "simplified"},
-        {"method": supervised(gradient_mode="simplified"), "hyperparameters": {"gradient_mode": "simplified"}, "gradient_mode": "simplified"},
+        {
+            "method": supervised(gradient_mode="simplified"),
+            "hyperparameters": {"gradient_mode": "simplified"},
+            "gradient_mode": "simplified",
+        },
     ],
 )
 def test_gradient_mode_may_stand_in_three_places(place: dict[str, Any]) -> None:
@@ -138,3 +142,15 @@ def test_the_hyperparameters_are_those_of_training() -> None:
     assert ours.pop("gradient_mode")["anyOf"][0]["enum"] == theirs.pop("gradient_mode")["enum"]
     assert ours == theirs
     assert sorted(GRADIENTS) == list(GRADIENT_MODES)
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "learning_rate_multiplier"])
+@pytest.mark.parametrize("value", [1e-300, 1e-3, 7.0, 1e29, 1e30])
+def test_what_was_accepted_can_be_read_back(field: str, value: float) -> None:
+    request = parse(body(hyperparameters={field: value}))
+    assert type(request).model_validate(request.model_dump()) == request
+
+
+def test_a_multiplier_so_small_that_no_rate_is_left_is_refused() -> None:
+    with pytest.raises(InvalidRequestError):
+        parse(body(hyperparameters={"learning_rate_multiplier": 5e-324}))
