@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from specnorm_core import bounds
 from specnorm_core.architecture import Network
 from specnorm_core.layers import SpectralConv2d, SpectralLayer, SpectralLinear
-from specnorm_core.norms import matrix, operator_sigma_upper, sigma_upper, spectral_layers
+from specnorm_core.norms import matrix, operator_sigma_upper, sigma, sigma_upper, spectral_layers
 
 HAIR = 1 + 2.0**-21
 """What sigma_upper is multiplied with before the division, so that rounding to float32 does not end above the target."""
@@ -67,7 +67,7 @@ def _measure(name: str, layer: SpectralLayer, input_size: tuple[int, ...] | None
     flat = matrix(layer)
     matricised = upper if layer.norm == "matricised" or flat.ndim == layer.weight.ndim else bounds.sigma_upper(flat)
     return FoldedLayer(
-        name=name, layer=layer, sigma_estimate=float(layer.sigma()), sigma_upper=upper,
+        name=name, layer=layer, sigma_estimate=sigma(layer), sigma_upper=upper,
         operator_sigma_upper=upper if layer.norm == "operator" else operator_sigma_upper(layer, layer.weight, input_size),
         stable_rank=float((flat**2).sum() / matricised**2),
     )  # fmt: skip

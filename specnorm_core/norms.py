@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from specnorm_core import bounds
+from specnorm_core import bounds, functional
 from specnorm_core.layers import SpectralConv2d, SpectralLayer
 
 
@@ -49,10 +49,15 @@ def matrix(layer: SpectralLayer) -> np.ndarray:
     return weight
 
 
+@torch.no_grad()
 def sigma(of: SpectralLayer | Tensor) -> float:
-    """Return the estimate of sigma of a layer (its cached pair) or of a matrix ``(m, n)``; a lower bound."""
+    """Return the estimate of sigma of a layer (its cached pair) or of a matrix ``(m, n)``; a lower bound.
+
+    Evaluated in float64 on unit vectors of float64, less a hair for its own rounding: the float32 value of ``layer.sigma()`` can lie above sigma.
+    """
     if isinstance(of, SpectralLayer):
-        return float(of.sigma())
+        u, v = (functional.unit(part.double()) for part in of.pair)
+        return abs(float((u * of.forward_map(v, of.weight.double())).sum())) * (1 - 1e-9)
     return bounds.sigma_estimate(of.detach().double().cpu().numpy())
 
 
