@@ -1,4 +1,4 @@
-# Every target makes the environment that it needs, once; see `.ci/setup`.
+# Every target makes the environment that it needs, once: see `.ci/setup`.
 PYTHON ?= python3
 PORT ?= 8000
 WORKSPACE ?= workspace
@@ -7,15 +7,18 @@ ARGS ?=
 BIN := .venv/bin
 SETUP = @$(PYTHON) .ci/setup
 
-.PHONY: serve test check format bench docs test-clients test-docker clean
+.PHONY: help serve test check format bench docs test-clients test-docker test-browser clean
 
-serve:  ## The service with a trained demo model: PORT=9000, WORKSPACE=dir
+help:  ## Say what there is to make
+	@sed -n 's/^\([a-z-]*\):  ## /\1\t/p' Makefile | expand -t 16
+
+serve:  ## The service with a trained demo model (PORT=9000 WORKSPACE=dir)
 	$(SETUP) .venv cpu,train
 	@exec $(BIN)/specnorm serve --demo --workspace "$(WORKSPACE)" --port "$(PORT)" $(ARGS)
 
-test:  ## Every test that needs no more than the extra `test`: ARGS="-k name"
+test:  ## Every test that needs no more than Python packages (ARGS="-k name")
 	$(SETUP) .venv cpu,train,test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --ignore tests/docker $(ARGS)
 
 check:  ## Format, lint, types, import contracts
 	$(SETUP) .venv cpu,train,test
@@ -25,10 +28,31 @@ check:  ## Format, lint, types, import contracts
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-format:  ## Rewrite what `check` would complain of and can be mended
+format:  ## Mend what `check` would complain of, as far as a tool can
 	$(SETUP) .venv cpu,train,test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## Remove every environment and cache; workspaces stay
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
+bench:  ## Requests per second over HTTP, and the cost of the layers
+	$(SETUP) .venv cpu,train,test
+	$(BIN)/python bench/infer.py $(ARGS)
+	$(BIN)/python bench/layers.py
+
+docs:  ## Write the reference pages that the code itself tells
+	$(SETUP) .venv cpu,train
+	$(BIN)/python docs/reference.py
+
+test-clients:  ## The stock clients of both protocols against a real server
+	$(SETUP) .venv cpu,train,test
+	$(BIN)/python -m pytest tests/app/api $(ARGS)
+
+test-docker:  ## Build, run and break the containers; needs Docker with Compose
+	$(SETUP) .venv cpu,train,test
+	$(BIN)/python -m pytest tests/docker $(ARGS)
+
+test-browser:  ## The console in a real browser; needs Node.js and Chromium
+	$(SETUP) .venv cpu,train
+	@cd tests/browser && npm install --silent --no-fund --no-audit && node --test *.mjs
+
+clean:  ## Remove the environment and the caches; workspaces stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info

@@ -13,6 +13,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SPECNORM_", env_file=".env", extra="ignore", frozen=True)
 
     workspace: Path = Field(default=Path("workspace"), description="Folder of the database and the stored files.")
+    demo_bundle: Path | None = Field(
+        default=None, description="Folder of a bundle that `specnorm serve` publishes as `digits` in a workspace without models."
+    )
     host: str = Field(default="127.0.0.1", description="Address to bind. Without keys it must be a loopback address.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to bind.")
     worker: Literal["local", "none"] = Field(

@@ -9,7 +9,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -39,8 +38,11 @@ def serve(
     begun = time.monotonic()
     settings = read_settings(workspace=workspace, host=host, port=port, worker=worker)
     listener = _listen(settings)
-    if demo:
-        _train_demo(settings.workspace)
+    if settings.demo_bundle and not registry(settings.workspace).models():
+        output.note(children.publish(settings.demo_bundle, DEMO, settings.workspace))
+    if demo and DEMO not in registry(settings.workspace).models():
+        output.note(f"· training the demo model {DEMO}")
+        children.train_model(data=DEMO, arch="mlp", gradient_mode="full", name=DEMO, workspace=settings.workspace)
     trained = time.monotonic()
     _run(
         settings, listener, lambda: _announce(settings, listener, training=trained - begun if demo else 0, start=time.monotonic() - trained)
@@ -89,13 +91,6 @@ def _listen(settings: "Settings") -> socket.socket:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise UnavailableError(f"{settings.host}:{settings.port} cannot be bound: {why}; choose another with --port.") from None
-
-
-def _train_demo(workspace: Path) -> None:
-    if DEMO in registry(workspace).models():
-        return
-    output.note(f"· training the demo model {DEMO}")
-    children.train_model(data=DEMO, arch="mlp", gradient_mode="full", name=DEMO, workspace=workspace)
 
 
 def _run(settings: "Settings", listener: socket.socket, started: Callable[[], None]) -> None:

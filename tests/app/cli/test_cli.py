@@ -187,6 +187,18 @@ def test_serve_prints_a_line_that_works_as_pasted_and_ends_with_0_when_asked(wor
         assert process.wait(30) == 0
 
 
+def test_a_workspace_without_models_is_given_the_demo_bundle_once(tmp_path: Path, models: Any, run: Run) -> None:
+    artifact = models.affine()
+    bundle.write(tmp_path / "demo", artifact.manifest, {bundle.MODEL: artifact.model})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECNORM_DEMO_BUNDLE", str(tmp_path / "demo"))
+        for _ in range(2):
+            with serving(tmp_path / "ws") as (_, lines):
+                assert "Serving digits at" in lines[0]
+    listed = json.loads(run("models", "list", "--json", "--workspace", str(tmp_path / "ws")).stdout)
+    assert listed == [{"name": "digits", "live_version": "1", "versions": ["1"]}]
+
+
 def test_commands_talk_to_a_running_service(run: Run, workspace: Path, tmp_path: Path) -> None:
     _, secret = [run("keys", "create", "--scope", scope, "--file", "keys.json").stdout.strip() for scope in ("infer", "admin")]
     environment = {**os.environ, "SPECNORM_API_KEYS_FILE": str(tmp_path / "keys.json")}
