@@ -52,7 +52,6 @@ JUMPS = frozenset(
         "ThresholdedRelu",
         "Shrink",
         "Tan",
-        "Cast",
     }
 )
 """Entrywise operators without a bound: they keep rows apart and end every certificate."""
@@ -114,8 +113,8 @@ def scale(node: Node) -> Value:
     if stays(x.shape, c.shape):
         per_row = magnitude.reshape(magnitude.shape[1:]) if x.shape and magnitude.ndim == len(x.shape) else magnitude
         return entrywise(node, x, per_row)
-    shape, (copies, _) = broadcast(x.shape, c.shape)
-    bound = times(times(x.bound, float(magnitude.max(initial=0.0))), copies)
+    shape = broadcast(x.shape, c.shape)
+    bound = times(copied(x, shape), float(magnitude.max(initial=0.0)))
     return Value(node.proto.output[0], shape, bound=bound, rows=rows_of(x, c), chain=x.chain)
 
 
@@ -129,10 +128,10 @@ def add(node: Node) -> Value:
         return entrywise(node, moving[0], 1.0)
     shape: Shape | None = values[0].shape
     for value in values[1:]:
-        shape, _ = broadcast(shape, value.shape)
+        shape = broadcast(shape, value.shape)
     total = 0.0
     for value in values:
-        total = plus(total, times(value.bound, broadcast(value.shape, shape)[1][0]))
+        total = plus(total, copied(value, shape))
     total = times(total, math.nextafter(1 / len(values), 1.0)) if node.op == "Mean" else total
     return Value(name, shape, bound=total, rows=rows, chain=sum(not v.fixed for v in values) < 2 and all(v.chain for v in values))
 
@@ -161,8 +160,8 @@ def stays(x: Shape | None, other: Shape | None) -> bool:
     return all(d in (1, n) for n, d in pairs)
 
 
-def broadcast(a: Shape | None, b: Shape | None) -> tuple[Shape, tuple[float, float]]:
-    """Return the common shape and, for each side, the norm of the map that copies it there.
+def broadcast(a: Shape | None, b: Shape | None) -> Shape:
+    """Return the common shape.
 
     Raises:
         NoBoundError: a size is not known, so a copy may hide in it.
@@ -171,17 +170,25 @@ def broadcast(a: Shape | None, b: Shape | None) -> tuple[Shape, tuple[float, flo
         raise NoBoundError("a shape is not known, so a broadcast may hide in it")
     rank = max(len(a), len(b))
     left, right = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
-    shape: list[Dim] = []
-    copies = [1, 1]
     for m, n in zip(left, right, strict=True):
-        if m == n:
-            shape.append(m)
-        elif 1 in (m, n):
-            side, size = (0, n) if m == 1 else (1, m)
-            if isinstance(size, str):
-                raise NoBoundError(f"it is broadcast over an axis of unknown size {size!r}")
-            copies[side] *= size
-            shape.append(size)
-        else:
+        if m != n and 1 not in (m, n):
             raise NoBoundError(f"sizes {m} and {n} may be broadcast")
-    return tuple(shape), (root(float(copies[0])), root(float(copies[1])))
+    return tuple(n if m == 1 else m for m, n in zip(left, right, strict=True))
+
+
+def copied(value: Value, shape: Shape | None) -> float:
+    """Return the bound of ``value`` broadcast to ``shape``.
+
+    Raises:
+        NoBoundError: it is copied along an axis of unknown size.
+    """
+    if value.fixed:
+        return 0.0
+    if value.shape is None or shape is None:
+        raise NoBoundError("a shape is not known, so a broadcast may hide in it")
+    copies = 1
+    for m, n in zip((1,) * (len(shape) - len(value.shape)) + value.shape, shape, strict=True):
+        if m != n and isinstance(n, str):
+            raise NoBoundError(f"it is broadcast over an axis of unknown size {n!r}")
+        copies *= n if m != n and isinstance(n, int) else 1
+    return times(value.bound, root(float(copies)))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from export.audit.elementwise import broadcast, entrywise, stays
+from export.audit.elementwise import broadcast, copied, entrywise, stays
 from export.audit.node import Node
 from export.audit.report import AuditedLayer
 from export.audit.values import Array, Dim, NoBoundError, Shape, Value, plus, times
@@ -56,10 +56,10 @@ def affine(node: Node) -> Value:
     if node.present(2):
         c = node.input(2)
         if c.constant is None:
-            copied, (copies, _) = broadcast(c.shape, shape)
-            bound = plus(bound, times(times(c.bound, abs(float(node.attribute("beta", 1.0)))), copies))
+            joined = broadcast(c.shape, shape)
+            bound = plus(bound, times(copied(c, joined), abs(float(node.attribute("beta", 1.0)))))
             rows, chain = (
-                rows and c.rows and c.shape is not None and len(c.shape) == 2 and copied == shape and c.shape[0] == x.shape[0],
+                rows and c.rows and c.shape is not None and len(c.shape) == 2 and joined == shape and c.shape[0] == x.shape[0],
                 False,
             )
         elif not stays(shape, c.constant.shape):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.audit.elementwise import broadcast, entrywise, rows_of, stays
+from export.audit.elementwise import broadcast, copied, entrywise, rows_of, stays
 from export.audit.node import Node
 from export.audit.values import Array, Coordinates, Dim, NoBoundError, Shape, Value, hypotenuse, root, times
 
@@ -203,8 +203,8 @@ def extremum(node: Node) -> Value:
                 return Value(name, values[0].shape, rows=True, chain=all(v.chain for v in values)).with_coordinates(chosen)
     shape = values[0].shape
     for value in values[1:]:
-        shape, _ = broadcast(shape, value.shape)
-    bounds = [times(value.bound, broadcast(value.shape, shape)[1][0]) for value in values]
+        shape = broadcast(shape, value.shape)
+    bounds = [copied(value, shape) for value in values]
     chain = sum(not value.fixed for value in values) < 2 and all(value.chain for value in values)
     return Value(name, shape, bound=hypotenuse(bounds), rows=rows_of(*values), chain=chain)
 

@@ -127,6 +127,8 @@ def visit(node: Node) -> list[Value]:
         if found is not None:
             return found
         fixed = node.op in RULES and not causes and all(value.fixed for value in given)
+        if node.op not in RULES:
+            raise NoBoundError("only a small constant has a rule")
         results = RULES[node.op](with_sizes(node))
         results = [results] if isinstance(results, Value) else list(results)
     except NoBoundError as error:
@@ -164,13 +166,7 @@ def refuse(node: Node) -> None:
 
 
 def with_sizes(node: Node) -> Node:
-    """Return a Reshape whose target names sizes of its own input with a 0 ("as it was") in their place.
-
-    Raises:
-        NoBoundError: there is no rule for the operator.
-    """
-    if node.op not in RULES:
-        raise NoBoundError("it depends on the input, where only a constant has a rule")
+    """Return a Reshape whose target names sizes of its own input with a 0 ("as it was") in their place."""
     if node.op != "Reshape" or not node.present(1) or node.attribute("allowzero", 0):
         return node
     target, shape = node.input(1), node.input().shape

@@ -121,7 +121,7 @@ def test_beyond_the_largest_size_the_norms_of_rows_and_columns_do(monkeypatch):
     assert np.linalg.norm(matrix, 2) <= sigma_upper(matrix) <= np.linalg.norm(matrix) * (1 + 1e-9)
 
 
-def dense(kernel, size, stride, pads, dilation, groups, mode):
+def dense(kernel, size, stride, pads, dilation, *, groups=1, mode="zeros"):
     """The convolution as a matrix, window by window, written independently of the code under test."""
     out, inner, *taps = kernel.shape
     axes = len(taps)
@@ -155,15 +155,21 @@ def random_convolution(seed):
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_convolution_bounds_enclose_the_norm_of_the_dense_operator(seed):
+@pytest.mark.parametrize("small", [0, convolution_bounds.SMALL], ids=["torus", "matrix"])
+def test_convolution_bounds_enclose_the_norm_of_the_dense_operator(seed, small, monkeypatch):
+    monkeypatch.setattr(convolution_bounds, "SMALL", small)
     kernel, size, options, mode = random_convolution(seed)
-    matrix = dense(kernel.astype(np.float64), size, options["stride"], options["padding"], options["dilation"], options["groups"], mode)
+    matrix = dense(
+        kernel.astype(np.float64), size, options["stride"], options["padding"], options["dilation"], groups=options["groups"], mode=mode
+    )
     if matrix is None:
         assert conv_sigma_estimate(kernel, input_size=size, padding_mode=mode, **options) == 0.0
         return
     exact = np.linalg.norm(matrix, 2)
     upper = conv_sigma_upper(kernel, input_size=size, padding_mode=mode, **options)
     assert exact * (1 - 1e-13) <= upper <= 4 * exact
+    if small and mode == "zeros":
+        assert upper <= exact * (1 + 1e-9)
     assert exact * (1 - 1e-6) <= conv_sigma_estimate(kernel, input_size=size, padding_mode=mode, **options) <= exact * (1 + 1e-13)
     if mode == "zeros":
         assert conv_sigma_upper(kernel, padding_mode=mode, **options) >= exact * (1 - 1e-13)
@@ -173,7 +179,7 @@ def test_without_a_size_the_bound_holds_for_every_size_and_is_within_a_percent()
     kernel = np.random.default_rng(7).standard_normal((3, 2, 3, 3))
     bound = conv_sigma_upper(kernel, padding=1)
     norms = [
-        np.linalg.norm(dense(kernel, (n, n), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, mode), 2)
+        np.linalg.norm(dense(kernel, (n, n), (1, 1), ((1, 1), (1, 1)), (1, 1), mode=mode), 2)
         for n in (3, 5, 12)
         for mode in ("zeros", "circular")
     ]
@@ -184,7 +190,7 @@ def test_without_a_size_the_bound_holds_for_every_size_and_is_within_a_percent()
 def test_circular_padding_at_its_own_size_is_exact():
     kernel = np.random.default_rng(8).standard_normal((4, 3, 3, 3))
     for stride in (1, 2):
-        exact = np.linalg.norm(dense(kernel, (6, 6), (stride, stride), ((1, 1), (1, 1)), (1, 1), 1, "circular"), 2)
+        exact = np.linalg.norm(dense(kernel, (6, 6), (stride, stride), ((1, 1), (1, 1)), (1, 1), mode="circular"), 2)
         assert conv_sigma_upper(kernel, input_size=(6, 6), padding=1, stride=stride, padding_mode="circular") == pytest.approx(
             exact, rel=1e-9
         )
@@ -193,13 +199,13 @@ def test_circular_padding_at_its_own_size_is_exact():
 def test_a_torus_of_the_image_size_would_not_bound_zero_padding():
     kernel = np.array([[[1.0, 0.0, 1.0]]])  # at n = 3 both taps of a window fall on different pixels, but cos(2 w) misses its peak
     kernel[0, 0, 2] = -1.0
-    exact = np.linalg.norm(dense(kernel, (3,), (1,), ((1, 1),), (1,), 1, "zeros"), 2)
+    exact = np.linalg.norm(dense(kernel, (3,), (1,), ((1, 1),), (1,)), 2)
     at_own_size = conv_sigma_upper(kernel, input_size=(3,), padding=1, padding_mode="circular")
     assert conv_sigma_upper(kernel, input_size=(3,), padding=1) >= exact
     kernels = np.random.default_rng(9).standard_normal((60, 1, 1, 3))
     missed = 0
     for k in kernels:
-        true = np.linalg.norm(dense(k, (3,), (1,), ((1, 1),), (1,), 1, "zeros"), 2)
+        true = np.linalg.norm(dense(k, (3,), (1,), ((1, 1),), (1,)), 2)
         assert conv_sigma_upper(k, input_size=(3,), padding=1) >= true
         missed += conv_sigma_upper(k, input_size=(3,), padding=1, padding_mode="circular") < true
     assert missed > 0

@@ -1,0 +1,191 @@
+"""Every rule of the table, on a graph of one operator and a pair of inputs that attains its factor (or nearly so)."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from export.audit import audit, rules
+from export.audit.values import Value
+
+
+def node(op, inputs, outputs, **attributes):
+    return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
+
+
+def graph(nodes, weights, *, shape, opset=18, outputs=("y",)):
+    weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in (weights or {}).items()]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    return helper.make_model(helper.make_graph(nodes, "g", [x], ends, weights), opset_imports=[helper.make_opsetid("", opset)])
+
+
+def evaluate(model, x, output=0):
+    return np.asarray(ReferenceEvaluator(model).run(None, {"x": x})[output])
+
+
+RNG = np.random.default_rng(0)
+W = RNG.standard_normal((3, 4)).astype(np.float32)
+K = RNG.standard_normal((2, 3, 2, 2)).astype(np.float32)
+
+
+@dataclass(eq=False)
+class Case:
+    """A graph from ``x`` to ``y`` and the inputs between which its bound is (nearly) attained: ``at`` and ``at + step``."""
+
+    op: str
+    nodes: list
+    at: Any
+    step: Any
+    weights: dict | None = None
+    opset: int = 18
+    share: float = 0.98
+    outputs: tuple = ("y",)
+
+    def model(self):
+        return graph(self.nodes, self.weights, shape=["batch", *np.shape(self.at)], opset=self.opset, outputs=self.outputs)
+
+    def ratio(self):
+        x = np.asarray(self.at, np.float32)[None]
+        z = x + np.asarray(self.step, np.float32)[None]
+        model = self.model()
+        moved = sum(np.sum((evaluate(model, z, i).astype(np.float64) - evaluate(model, x, i)) ** 2) for i in range(len(self.outputs)))
+        return np.sqrt(moved) / np.linalg.norm(z.astype(np.float64) - x)
+
+
+def entry(op, at, step=1e-3, *, weights=None, opset=18, **attributes):
+    inputs = " ".join(["x", *(weights or {})])
+    return Case(op, [node(op, inputs, "y", **attributes)], np.full(4, at), np.full(4, step), weights, opset=opset)
+
+
+def one(op, at, step, weights=None, **attributes):
+    opset = attributes.pop("opset", 18)
+    outputs = attributes.pop("outputs", ("y",))
+    return Case(
+        op, [node(op, " ".join(["x", *(weights or {})]), " ".join(outputs), **attributes)], at, step, weights, opset=opset, outputs=outputs
+    )
+
+
+def top(matrix):
+    return np.linalg.svd(np.asarray(matrix, np.float64))[2][0]
+
+
+def spike(shape, *place):
+    image = np.zeros(shape, np.float32)
+    image[place] = 1
+    return image
+
+
+def dense_of(case_nodes, weights, shape):
+    """The matrix of a linear graph, column by column."""
+    model = graph(case_nodes, weights, shape=["batch", *shape])
+    size = int(np.prod(shape))
+    zero = evaluate(model, np.zeros((1, *shape), np.float32))
+    return np.stack([(evaluate(model, np.eye(size, dtype=np.float32)[i].reshape(1, *shape)) - zero).ravel() for i in range(size)], axis=1)
+
+
+def linear(op, shape, weights, share=0.98, **attributes):
+    nodes = [node(op, " ".join(["x", *weights]), "y", **attributes)]
+    return Case(op, nodes, np.zeros(shape), top(dense_of(nodes, weights, shape)).reshape(shape), weights, share=share)
+
+
+FOUR = np.zeros(4)
+E0, E1 = np.eye(4)[0], np.eye(4)[1]
+PAIRS = np.array([3.0, 2.0, 1.0, 0.0])
+CASES = [
+    entry("Abs", 1.0), entry("Atan", 0.0), entry("Asinh", 0.0), entry("Celu", 1.0, alpha=2.0), entry("Cos", np.pi / 2),
+    entry("Clip", 0.5, weights={"low": np.float32(0), "high": np.float32(1)}), entry("Elu", -2e-3, alpha=3.0), entry("Erf", 0.0),
+    entry("Gelu", 1.4142, opset=20), entry("Gelu", 1.4142, opset=20, approximate="tanh"), entry("HardSigmoid", 0.0, alpha=0.7),
+    entry("HardSwish", 2.99), entry("LeakyRelu", -1.0, alpha=3.0), entry("LeakyRelu", 1.0), entry("Mish", 1.4906),
+    entry("Neg", 0.0), entry("PRelu", -1.0, weights={"a": np.float32([2, 2, 2, 2])}), entry("Relu", 1.0), entry("Selu", -2e-3),
+    entry("Sigmoid", 0.0), entry("Sin", 0.0), entry("Softplus", 12.0), entry("Softsign", 0.0), entry("Swish", 2.3994, opset=24),
+    entry("Tanh", 0.0), entry("Cast", 1.0, to=11), entry("Dropout", 1.0), entry("Identity", 1.0),
+    entry("Mul", 1.0, weights={"c": np.float32(-3)}), entry("Div", 1.0, weights={"c": np.float32(0.2)}),
+    entry("Sub", 1.0, weights={"c": np.float32(8)}), entry("Add", 1.0, weights={"c": np.float32([1, 2, 3, 4])}),
+    Case("Add", [node("Add", "x x", "y")], FOUR, E0), Case("Sub", [node("Neg", "x", "n"), node("Sub", "x n", "y")], FOUR, E0),
+    Case("Sum", [node("Sum", "x x x", "y")], FOUR, E0), Case("Mean", [node("Mean", "x x", "y")], FOUR, E0),
+    Case("Mul", [node("Sigmoid", "x", "s"), node("Mul", "s x", "y")], np.full(4, 2.3994), np.full(4, 1e-3)),
+    linear("Gemm", (4,), {"w": W}, transB=1, alpha=-2.0), linear("Gemm", (3,), {"w": W}), linear("MatMul", (3,), {"w": W}),
+    linear("MatMul", (2, 3), {"w": W}),
+    linear("Conv", (3, 6, 6), {"w": K}, share=0.9, pads=[1, 1, 1, 1]), linear("Conv", (3, 6, 6), {"w": K}, strides=[2, 2]),
+    linear("ConvTranspose", (2, 4, 4), {"w": K}, share=0.9), linear("ConvTranspose", (2, 3, 3), {"w": K}, strides=[2, 2]),
+    linear("BatchNormalization", (2, 3), {"g": np.float32([1, -6]), "b": np.float32([0, 1]), "m": np.float32([1, 1]), "v": np.float32([1, 4])}),
+    linear("AveragePool", (1, 6, 6), {}, kernel_shape=[2, 2], strides=[2, 2]),
+    linear("AveragePool", (1, 5, 5), {}, kernel_shape=[3, 3], pads=[1] * 4),
+    linear("AveragePool", (1, 5, 5), {}, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1),
+    linear("GlobalAveragePool", (2, 3, 3), {}),
+    Case("MaxPool", [node("MaxPool", "x", "y", kernel_shape=[3, 3])], np.zeros((1, 6, 6)), spike((1, 6, 6), 0, 2, 2)),
+    Case("MaxPool", [node("MaxPool", "x", "y", kernel_shape=[3, 3], strides=[2, 2])], np.zeros((1, 7, 7)), spike((1, 7, 7), 0, 2, 2)),
+    Case("MaxPool", [node("MaxPool", "x", "y", kernel_shape=[2, 2], strides=[2, 2])], np.zeros((1, 6, 6)), spike((1, 6, 6), 0, 2, 2)),
+    one("GlobalMaxPool", np.zeros((2, 3, 3)), spike((2, 3, 3), 0, 1, 1)),
+    one("ReduceMean", FOUR, np.ones(4), {"axes": np.array([1])}), one("ReduceSum", FOUR, np.ones(4), {"axes": np.array([1])}),
+    one("ReduceL1", np.ones(4), np.ones(4), {"axes": np.array([1])}), one("ReduceL2", np.ones(4), np.ones(4), {"axes": np.array([1])}),
+    one("ReduceMax", FOUR, E0, {"axes": np.array([1])}), one("ReduceMin", FOUR, -E0, {"axes": np.array([1])}),
+    one("ReduceMax", FOUR, E0, axes=[1], opset=13), one("ReduceLogSumExp", 20 * E0, E0, {"axes": np.array([1])}),
+    one("Softmax", [0, 0, -40, -40], 1e-3 * (E0 - E1), axis=-1), one("LogSoftmax", 20 * E0, E0 - (1 - E0) / 3, axis=1),
+    one("Reshape", FOUR, E0, {"s": np.array([0, 2, 2])}), one("Flatten", np.zeros((2, 2)), spike((2, 2), 0, 1)),
+    one("Transpose", np.zeros((2, 3)), spike((2, 3), 0, 1), perm=[0, 2, 1]),
+    one("Squeeze", np.zeros((1, 3)), spike((1, 3), 0, 1), {"a": np.array([1])}),
+    one("Unsqueeze", FOUR, E0, {"a": np.array([2])}), one("Slice", FOUR, E1, {"s": np.array([1]), "e": np.array([3]), "a": np.array([1])}),
+    one("Split", FOUR, E0, num_outputs=2, axis=1, outputs=("y", "z")), one("Gather", FOUR, E1, {"i": np.array([1, -3, 0])}, axis=1),
+    one("DepthToSpace", np.zeros((4, 2, 2)), spike((4, 2, 2), 0, 1, 1), blocksize=2),
+    one("SpaceToDepth", np.zeros((1, 4, 4)), spike((1, 4, 4), 0, 1, 1), blocksize=2),
+    Case("Concat", [node("Concat", "x x", "y", axis=1)], FOUR, E0),
+    Case("Concat", [node("Tanh", "x", "t"), node("Concat", "x t", "y", axis=1)], FOUR, 1e-3 * E0),
+    Case("Max", [node("Max", "x c", "y")], FOUR, E0, {"c": np.float32(-1)}),
+    Case("Min", [node("Min", "x c", "y")], FOUR, E0, {"c": np.float32(2)}),
+    Case("Max", [node("Split", "x", "a b", num_outputs=2, axis=1), node("Max", "a b", "y")], PAIRS, E0),
+    Case("Min", [node("Split", "x", "a b", num_outputs=2, axis=1), node("Min", "a b", "y")], PAIRS, np.eye(4)[2]),
+    one("Pad", FOUR, E0, {"p": np.array([0, 2, 0, 0])}, mode="edge"),
+    one("Pad", FOUR, E0, {"p": np.array([0, 1, 0, 1]), "v": np.float32(0)}),
+    one("Pad", FOUR, E1, {"p": np.array([0, 1, 0, 1])}, mode="reflect"),
+    Case("TopK", [node("TopK", "x k", "y i", axis=1)], PAIRS, E0, {"k": np.array([2])}),
+]  # fmt: skip
+NO_FACTOR = set(rules.JUMPS | rules.COMPARISONS | {"ArgMax", "ArgMin"})
+
+
+def names(case):
+    return f"{case.op}-{CASES.index(case)}"
+
+
+def holds(case):
+    found = [audit(case.model()).lipschitz[name].bound for name in case.outputs]
+    bound = np.sqrt(sum(b**2 for b in found)) if len(found) > 1 else found[0]
+    return case.ratio() <= bound * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("case", CASES, ids=names)
+def test_the_bound_of_each_operator_holds_and_is_attained(case):
+    bounds = [audit(case.model()).lipschitz[name].bound for name in case.outputs]
+    assert None not in bounds
+    assert holds(case)
+    assert case.ratio() >= case.share * max(bounds)
+
+
+@pytest.mark.parametrize("case", CASES, ids=names)
+def test_a_factor_that_is_too_small_by_30_percent_is_caught(case, monkeypatch):
+    honest = rules.RULES[case.op]
+
+    def small(proto) -> list[Value]:
+        found = honest(proto)
+        values = [found] if isinstance(found, Value) else list(found)
+        return [replace(value, bound=0.7 * value.bound) for value in values]
+
+    monkeypatch.setitem(rules.RULES, case.op, small)
+    assert not holds(case)
+
+
+def test_every_rule_with_a_factor_has_such_a_case():
+    assert {case.op for case in CASES} == set(rules.RULES) - NO_FACTOR
+
+
+@pytest.mark.parametrize("case", CASES, ids=names)
+def test_each_of_these_operators_is_proved_to_keep_rows_apart_and_does(case):
+    model = case.model()
+    assert audit(model).rows_independent
+    x = np.random.default_rng(1).standard_normal((3, *np.shape(case.at))).astype(np.float32)
+    apart = np.concatenate([evaluate(model, row[None]) for row in x])
+    assert np.allclose(evaluate(model, x), apart, atol=1e-6)
