@@ -110,6 +110,18 @@ async def test_a_run_that_outlasts_its_deadline_is_stopped_and_the_next_request_
     assert own.idle
 
 
+async def test_a_request_behind_a_long_run_is_told_at_its_own_deadline(models: Any, batcher: Callable[..., Batcher]) -> None:
+    own = batcher(models.loop())
+    endless = asyncio.create_task(ask(own, index(FOREVER)))
+    await asyncio.sleep(0.01)
+    with pytest.raises(UnavailableError, match="deadline"):
+        await ask(own, index(1), seconds=0.05)
+    assert not endless.done()
+    own._stop()
+    with pytest.raises(InvalidRequestError):
+        await endless
+
+
 async def test_the_loop_stays_free_while_a_long_run_goes_on(models: Any, batcher: Callable[..., Batcher]) -> None:
     own = batcher(models.loop())
     endless = asyncio.create_task(ask(own, index(FOREVER), seconds=0.2))
