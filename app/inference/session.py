@@ -138,7 +138,7 @@ def _open(model: bytes, settings: Settings) -> Any:
     options.intra_op_num_threads = settings.threads or available_cpus()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn the worker's cores
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, and logged by whoever catches it
     have = ort.get_available_providers()
     try:
         return ort.InferenceSession(model, options, providers=[name for name in PROVIDERS[settings.device] if name in have])
