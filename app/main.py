@@ -49,7 +49,7 @@ def create_app(settings: Settings) -> ASGIApp:
     page = Metrics()
     page.add(guard.families)
     page.add(lambda: metrics.inference(catalog))
-    page.add(lambda: metrics.certificates(catalog))
+    page.add(lambda: metrics.live(catalog))
     page.add(lambda: metrics.stored(database))
     api.router.routes.append(metrics.route(page))
     return guard

@@ -104,7 +104,7 @@ def families() -> list[tuple[str, ...]]:
 async def _families(empty: Settings) -> list[tuple[str, ...]]:
     database = connect(empty.workspace)
     catalog = Catalog(Registry(database, Blobs(empty.workspace / "blobs")), empty)
-    sources = metrics.inference(catalog), metrics.certificates(catalog), metrics.stored(database)
+    sources = metrics.inference(catalog), metrics.live(catalog), metrics.stored(database)
     guarded = Guard(create_app(empty), access(empty), empty).families()
     return [(f"`{family.name}`", family.text) for source in (*sources, guarded) async for family in source]
 

@@ -49,9 +49,11 @@ async def inference(catalog: Catalog) -> AsyncIterator[Family]:
     yield Family("specnorm_batch_rows", "histogram", "Rows of one run of the model.", batches)
 
 
-async def certificates(catalog: Catalog) -> AsyncIterator[Family]:
-    """Tell the bound and the sigmas of every live version."""
+async def live(catalog: Catalog) -> AsyncIterator[Family]:
+    """Tell of every live version what waits for it, its bound and its sigmas."""
     served = [await catalog.get(model) for model, version in catalog.statistics() if catalog.live_version(model) == version]
+    waiting = tuple(Sample(_of(one), one.waiting) for one in served)
+    yield Family("nv_inference_pending_request_count", "gauge", "Requests that wait for a run.", waiting)
     bounds = tuple(Sample(_of(one), one.manifest.lipschitz.bound) for one in served if one.manifest.lipschitz.bound is not None)
     yield Family("specnorm_lipschitz_bound", "gauge", "Lipschitz bound (L2) of the live version; absent where there is none.", bounds)
     for name, text in (("sigma_upper", "before the fold"), ("folded_sigma_upper", "in the bytes that are served")):
@@ -89,9 +91,7 @@ def _what(served: Served) -> dict[str, str]:
 def _batches(labels: dict[str, str], statistics: Statistics) -> list[Sample]:
     sizes = {rows: tally.count for rows, tally in statistics.batches.items()}
     bounds = (0, *BATCH_ROWS)
-    counts = accumulate(
-        sum(count for rows, count in sizes.items() if low < rows <= high) for low, high in pairwise(bounds)
-    )
+    counts = accumulate(sum(count for rows, count in sizes.items() if low < rows <= high) for low, high in pairwise(bounds))
     samples = [Sample({**labels, "le": str(bound)}, count, "_bucket") for bound, count in zip(BATCH_ROWS, counts, strict=True)]
     total = sum(sizes.values())
     rows = sum(size * count for size, count in sizes.items())

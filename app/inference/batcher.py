@@ -65,6 +65,11 @@ class Batcher:
         """Whether nothing waits and nothing runs."""
         return not self._queue and not self._running
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a run."""
+        return len(self._queue)
+
     async def submit(self, inputs: dict[str, Array], rows: int, deadline: float) -> Result:
         """Return what the session gives for ``inputs``.
 

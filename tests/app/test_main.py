@@ -101,6 +101,7 @@ def test_the_metrics_have_tritons_names_and_the_certificate(client: TestClient) 
         'nv_inference_request_failure{model="affine",version="1"} 1',
         'nv_inference_count{model="affine",version="1"} 1',
         'specnorm_batch_rows_bucket{model="affine",version="1",le="1"} 1',
+        'nv_inference_pending_request_count{model="affine",version="2"} 0',
         'specnorm_lipschitz_bound{model="affine",version="2"} 1.0',
         'specnorm_swaps_total{model="affine",what="promote"} 2',
         'specnorm_http_requests_total{method="POST",status="400"} 1',
