@@ -10,7 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.db import history, jobs, reading
-from app.inference.catalog import Catalog, Served
+from app.inference.catalog import Catalog
+from app.inference.served import Served
 from app.inference.statistics import Statistics
 from app.observability import CONTENT_TYPE, Family, Metrics, Sample
 

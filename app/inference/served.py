@@ -57,6 +57,11 @@ class Served:
         """Whether no request waits or runs."""
         return self._batcher.idle
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a run."""
+        return self._batcher.waiting
+
     def decode(self, body: bytes, json_bytes: int | None = None) -> Request:
         """Return the request in ``body``; see :meth:`Codec.decode`."""
         return self._codec.decode(body, json_bytes)
