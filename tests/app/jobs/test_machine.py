@@ -6,7 +6,7 @@ from app.jobs.machine import TABLE, TERMINAL, Event, IllegalTransitionError, Sta
 
 
 def test_the_terminal_states_are_the_three_ends() -> None:
-    assert TERMINAL == {State.SUCCEEDED, State.FAILED, State.CANCELLED}
+    assert {State.SUCCEEDED, State.FAILED, State.CANCELLED} == TERMINAL
 
 
 @pytest.mark.parametrize("event", Event)

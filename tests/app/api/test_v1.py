@@ -1,0 +1,184 @@
+"""OpenAI's stock client against the real service over a real socket, its answers held to its own types without leniency."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from openai.types import FileObject, Model
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+
+CSV = b"a,b,c,target\n1,2,3,0\n"
+
+
+def upload(service: Any) -> FileObject:
+    made: FileObject = service.openai.files.create(file=("data.csv", CSV), purpose="fine-tune")
+    return made
+
+
+def create(service: Any, **fields: Any) -> FineTuningJob:
+    made: FineTuningJob = service.openai.fine_tuning.jobs.create(model="affine", training_file=upload(service).id, **fields)
+    return made
+
+
+def strictly(kind: type[Any], value: Any) -> None:
+    """Hold an answer to the client's own type, which its parser only leans on."""
+    kind.model_validate(value.model_dump(), strict=True)
+
+
+def test_files_go_there_and_back(service: Any) -> None:
+    made = upload(service)
+    strictly(FileObject, made)
+    assert service.openai.files.retrieve(made.id) == made
+    assert service.openai.files.content(made.id).read() == CSV
+    assert [file.id for file in service.openai.files.list(purpose="fine-tune")] == [made.id]
+    assert service.openai.files.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        service.openai.files.retrieve(made.id)
+
+
+def test_every_file_is_seen_once_through_the_clients_paging(service: Any) -> None:
+    made = [upload(service).id for _ in range(5)]
+    assert [file.id for file in service.openai.files.list(limit=2)] == made[::-1]
+    assert [file.id for file in service.openai.files.list(limit=2, order="asc")] == made
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "param"),
+    [
+        (lambda c: c.files.create(file=("data.pkl", b"x"), purpose="fine-tune"), openai.BadRequestError, "file"),
+        (lambda c: c.files.create(file=("data.csv", b"x"), purpose="batch"), openai.BadRequestError, "purpose"),
+        (lambda c: c.files.create(file=("data.csv", b"x" * 6000), purpose="fine-tune"), openai.APIStatusError, "file"),
+        (lambda c: c.files.retrieve("file-none"), openai.NotFoundError, "file_id"),
+        (lambda c: c.files.list(after="file-none"), openai.BadRequestError, "after"),
+        (lambda c: c.fine_tuning.jobs.create(model="affine", training_file="file-none"), openai.BadRequestError, "training_file"),
+        (lambda c: c.fine_tuning.jobs.create(model="none", training_file="file-none"), openai.BadRequestError, "training_file"),
+        (lambda c: c.fine_tuning.jobs.retrieve("ftjob-none"), openai.NotFoundError, "fine_tuning_job_id"),
+        (lambda c: c.fine_tuning.jobs.cancel("ftjob-none"), openai.NotFoundError, "fine_tuning_job_id"),
+        (lambda c: c.fine_tuning.jobs.list(limit=0), openai.BadRequestError, "limit"),
+        (lambda c: c.models.retrieve("none"), openai.NotFoundError, None),
+    ],
+)
+def test_errors_have_the_shape_and_class_that_the_client_knows(
+    service: Any, act: Callable[[OpenAI], Any], kind: type[openai.APIStatusError], param: str | None
+) -> None:
+    with pytest.raises(kind) as caught:
+        act(service.openai)
+    assert caught.value.param == param
+    assert caught.value.code
+    assert caught.value.type == "invalid_request_error"
+
+
+def test_a_job_has_every_field_of_the_clients_type_from_its_first_answer_to_its_last(service: Any) -> None:
+    job = create(service, seed=7, suffix="mine", metadata={"team": "a"}, method={"type": "supervised"})
+    strictly(FineTuningJob, job)
+    assert (job.status, job.seed, job.metadata) == ("validating_files", 7, {"team": "a"})
+    made = service.attempt()
+    made.accept("The data are good.")
+    made.start("Training starts.")
+    made.progress("Step 1 of 2", {"loss": 0.5}, step=1, steps=2, seconds_left=3)
+    made.checkpoint("0" * 64, step=1, metrics={"train_loss": 0.5})
+    running = service.openai.fine_tuning.jobs.retrieve(job.id)
+    strictly(FineTuningJob, running)
+    assert running.status == "running"
+    assert running.estimated_finish is not None
+    (checkpoint,) = service.openai.fine_tuning.jobs.checkpoints.list(job.id)
+    strictly(FineTuningJobCheckpoint, checkpoint)
+    assert (checkpoint.step_number, checkpoint.metrics.train_loss) == (1, 0.5)
+    made.fail("bad_data", "line 3: no number", param="training_file")
+    failed = service.openai.fine_tuning.jobs.retrieve(job.id)
+    strictly(FineTuningJob, failed)
+    assert failed.error is not None
+    assert (failed.error.code, failed.error.param) == ("bad_data", "training_file")
+    events = list(service.openai.fine_tuning.jobs.list_events(job.id, limit=2))
+    for event in events:
+        strictly(FineTuningJobEvent, event)
+    assert len(events) == len({event.id for event in events}) == 5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": {"type": "supervised", "supervised": {"hyperparameters": {"gradient_mode": "simplified"}}}},
+        {"hyperparameters": {"gradient_mode": "simplified"}},
+        {"extra_body": {"gradient_mode": "simplified"}},
+    ],
+)
+def test_gradient_mode_comes_back_in_both_places_wherever_it_was_said(service: Any, fields: Any) -> None:
+    job = create(service, **fields)
+    assert job.method is not None
+    assert job.method.supervised is not None
+    assert job.method.supervised.hyperparameters is not None
+    assert job.method.supervised.hyperparameters.model_extra["gradient_mode"] == "simplified"
+    assert job.hyperparameters.model_extra["gradient_mode"] == "simplified"
+
+
+def test_a_wrong_gradient_mode_is_answered_with_the_right_ones(service: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="full, simplified") as caught:
+        create(service, hyperparameters={"gradient_mode": "best"})
+    assert caught.value.param == "method.supervised.hyperparameters.gradient_mode"
+
+
+def test_state_conflicts_are_400_since_the_client_sends_a_409_again(service: Any) -> None:
+    jobs = service.openai.fine_tuning.jobs
+    job = create(service)
+    assert jobs.pause(job.id).model_extra["paused"] is True
+    with pytest.raises(openai.BadRequestError):
+        jobs.pause(job.id)
+    with pytest.raises(openai.BadRequestError, match="needs"):
+        service.openai.files.delete(job.training_file)
+    assert jobs.resume(job.id).status == "validating_files"
+    assert jobs.cancel(job.id).status == "cancelled"
+    for act in (jobs.cancel, jobs.pause, jobs.resume):
+        with pytest.raises(openai.BadRequestError):
+            act(job.id)
+    assert service.openai.files.delete(job.training_file).deleted
+
+
+def test_jobs_are_listed_newest_first_and_chosen_by_metadata(service: Any) -> None:
+    made = [create(service, metadata={"n": str(n)}).id for n in range(4)]
+    plain = create(service).id
+    jobs = service.openai.fine_tuning.jobs
+    assert [job.id for job in jobs.list(limit=2)] == [plain, *made[::-1]]
+    assert [job.id for job in jobs.list(metadata={"n": "2"})] == [made[2]]
+    assert [job.id for job in jobs.list(extra_query={"metadata": "null"})] == [plain]
+
+
+def test_an_idempotency_key_makes_one_of_each(service: Any) -> None:
+    key = {"Idempotency-Key": "k1"}
+    files = {service.openai.files.create(file=("data.csv", CSV), purpose="fine-tune", extra_headers=key).id for _ in range(2)}
+    assert len(files) == 1
+    (file,) = files
+    jobs = {service.openai.fine_tuning.jobs.create(model="affine", training_file=file, extra_headers=key).id for _ in range(2)}
+    assert len(jobs) == 1
+    with pytest.raises(openai.BadRequestError, match="Idempotency-Key"):
+        service.openai.fine_tuning.jobs.create(model="affine:2", training_file=file, extra_headers=key)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'{"model":"affine","training_file":"f","seed":NaN}', b"[" * 100_000, b"\xff", b'{"model":"\\ud800"}'],
+)
+def test_a_body_that_is_no_job_is_400_whatever_its_content_type(service: Any, body: bytes) -> None:
+    for kind in ({}, {"Content-Type": "application/json"}, {"Content-Type": "text/plain"}):
+        answer = service.http.post("/v1/fine_tuning/jobs", content=body, headers=kind)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"]
+
+
+def test_models_are_listed_as_versions_and_a_bare_name_is_the_live_one(service: Any) -> None:
+    found = list(service.openai.models.list())
+    assert [model.id for model in found] == ["affine:1", "affine:2", "affine:3"]
+    strictly(Model, found[0])
+    assert service.openai.models.retrieve("affine").id == "affine"
+    assert service.openai.models.retrieve("affine:2").id == "affine:2"
+
+
+def test_a_job_and_its_file_are_in_the_openapi_text(service: Any) -> None:
+    text = service.http.get("/openapi.json").json()
+    body = text["paths"]["/v1/fine_tuning/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "gradient_mode" in json.dumps(body)
+    assert body["required"] == ["model", "training_file"]
