@@ -17,6 +17,7 @@ from app.inference.tensors import DTYPES, Array, Shape, from_bytes, from_json, k
 from export.bundle import Manifest, Tensor
 
 _LARGEST_DIMENSION: Final = 2**31 - 1
+_MOST_BRACKETS: Final = 2**20  # an empty array takes two bytes here and sixty in memory
 
 
 class Wanted(NamedTuple):
@@ -95,10 +96,7 @@ class Codec:
         outside = False
         for name, array in inputs.items():
             outside = self._out_of_range(array, name) or outside
-        rows = self._rows(inputs)
-        if rows > self._max_rows:
-            raise InvalidRequestError(f"a request holds at most {self._max_rows} rows, got {rows}: split it")
-        return Request(inputs, rows, wanted, identity, timeout, outside)
+        return Request(inputs, self._rows(inputs), wanted, identity, timeout, outside)
 
     def _out_of_range(self, array: Array, name: str) -> bool:
         if array.dtype == object or not array.size:
@@ -176,6 +174,8 @@ class Codec:
         if len(shape) != len(tensor.shape) or any(want not in (-1, got) for want, got in zip(tensor.shape, shape, strict=True)):
             got = str(shape) if len(shape) <= 16 else f"{len(shape)} dimensions"
             raise InvalidRequestError(f"input {tensor.name!r}: expected shape {list(tensor.shape)} (-1 is free), got {got}")
+        if tensor.shape[:1] == (-1,) and shape[0] > self._max_rows:
+            raise InvalidRequestError(f"a request holds at most {self._max_rows} rows, got {shape[0]}: split it")
         return tensor, tuple(shape)
 
     def _read_wanted(self, document: dict[str, Any], parameters: dict[str, Any]) -> tuple[Wanted, ...]:
@@ -228,6 +228,10 @@ class Codec:
 def _parse(text: bytes | memoryview) -> dict[str, Any]:
     if not text:
         raise InvalidRequestError("expected a JSON object, got an empty body")
+    if len(text) > _MOST_BRACKETS:
+        text = bytes(text)
+        if text.count(b"[") + text.count(b"{") > _MOST_BRACKETS:
+            raise InvalidRequestError(f"the body has more than {_MOST_BRACKETS} brackets: send the data flat, or as binary")
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:

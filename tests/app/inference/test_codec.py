@@ -88,7 +88,8 @@ BAD: dict[str, tuple[bytes, str]] = {
     "100 dimensions": (request(entry(shape=[1] * 100)), "got 100 dimensions"),
     "too few": (request(entry(data=[1, 2])), "holds 3 elements, data has 2"),
     "too many": (request(entry(data=[1, 2, 3, 4])), "data has 4"),
-    "huge shape, little data": (request(entry(shape=[2**31 - 1, 3])), "holds 6442450941 elements"),
+    "huge shape, little data": (request(entry(shape=[2**31 - 1, 3])), "at most 1000 rows, got 2147483647"),
+    "large shape, little data": (request(entry(shape=[1000, 3])), "holds 3000 elements, data has 3"),
     "ragged": (request(entry(shape=[2, 3], data=[[1, 2, 3], [4, 5]])), "nested as shape [2, 3]"),
     "nested otherwise": (request(entry(data=[[1], [2], [3]])), "nested as shape"),
     "data is missing": (request({"name": "input", "shape": [1, 3], "datatype": "FP32"}), "expected data to be an array, got null"),
@@ -111,6 +112,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "binary_data is a number": (request(outputs=[{"name": "logits", "parameters": {"binary_data": 1}}]), "boolean"),
     "classification is negative": (request(outputs=[{"name": "logits", "parameters": {"classification": -1}}]), "count of classes"),
     "classification is a text": (request(outputs=[{"name": "logits", "parameters": {"classification": "2"}}]), "count of classes"),
+    "a million arrays": (request(entry(data=None)).replace(b"null", b"[" + b"[]," * 2**20 + b"[]]"), "send the data flat"),
     "too many rows": (request(entry(shape=[1001, 3], data=[0] * 3003)), "at most 1000 rows"),
 }
 
