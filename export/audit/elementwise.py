@@ -9,6 +9,8 @@ import numpy as np
 from export.audit.node import Node
 from export.audit.values import Array, Coordinates, Dim, NoBoundError, Shape, Value, plus, root, times
 
+SELU = (1.0507010221481323, 1.6732631921768188)
+
 SLOPES: dict[str, Callable[[Node], float]] = {
     "Abs": lambda node: 1.0,
     "Atan": lambda node: 1.0,
@@ -19,14 +21,14 @@ SLOPES: dict[str, Callable[[Node], float]] = {
     "Elu": lambda node: max(1.0, abs(node.attribute("alpha", 1.0))),
     "Erf": lambda node: 1.1283791670955128,  # 2 / sqrt(pi) = 1.12837916709551257...
     "Gelu": lambda node: {b"none": 1.12891, b"tanh": 1.1292}.get(node.attribute("approximate", b"none"), math.inf),
-    "HardSigmoid": lambda node: abs(node.attribute("alpha", 0.2)) * (1 + 2.0**-20),
+    "HardSigmoid": lambda node: abs(node.attribute("alpha", 0.2)),
     "HardSwish": lambda node: 1.5,
     "LeakyRelu": lambda node: max(1.0, abs(node.attribute("alpha", 0.01))),
     "Mish": lambda node: 1.0885,
     "Neg": lambda node: 1.0,
     "PRelu": lambda node: max(1.0, float(np.abs(node.constant(1)).max(initial=0.0))),
     "Relu": lambda node: 1.0,
-    "Selu": lambda node: abs(node.attribute("gamma", 1.0507010221481323)) * max(1.0, abs(node.attribute("alpha", 1.6732631921768188))),
+    "Selu": lambda node: times(abs(node.attribute("gamma", SELU[0])), max(1.0, abs(node.attribute("alpha", SELU[1])))),
     "Sigmoid": lambda node: 0.25,
     "Sin": lambda node: 1.0,
     "Softplus": lambda node: 1.0,

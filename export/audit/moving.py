@@ -23,7 +23,8 @@ def move(node: Node) -> list[Value]:
     source = x.traced() if rows else None
     if source is not None and x.shape is not None:
         places = np.arange(source.index.size, dtype=np.int64).reshape((1, *source.index.shape))
-        moved = node.run({0: places})
+        target = {1: np.array([1, *node.constant(1).ravel()[1:]])} if node.op == "Reshape" else {}
+        moved = node.run({0: places, **target})
         parts = [replace(source, index=source.index.ravel()[m[0]], weight=source.weight.ravel()[m[0]]) for m in moved]
         return [
             replace(x, name=name, shape=(x.shape[0], *part.index.shape), made_by=("", ())).with_coordinates(part)
@@ -51,7 +52,8 @@ def reshape_keeps_rows(node: Node, x: Value) -> bool:
     """A reshape keeps rows where its leading size is the batch and the others multiply to the size of one row."""
     row = x.row_size()
     if node.op == "Flatten":
-        return len(x.shape or ()) >= 1 and int(node.attribute("axis", 1)) in (1, 1 - len(x.shape or ()))
+        axis, rank = int(node.attribute("axis", 1)), len(x.shape or ())
+        return (axis + rank if axis < 0 else axis) == 1
     target = [int(d) for d in node.constant(1).ravel()]
     if row is None or not target or x.shape is None:
         return False

@@ -23,7 +23,7 @@ class Report(Frozen):
 
     ``lipschitz`` is of the function in real arithmetic from all float inputs, stacked, to that output; rounding at run time comes on top.
     ``rows_independent`` is true only where it is proved that row ``i`` of every output depends on row ``i`` of the inputs alone,
-    in the same way for every ``i`` and every number of rows.
+    in the same way for every ``i`` and every number of rows. Both rest on the sizes that the file declares: sizes of one name are equal.
     """
 
     inputs: tuple[Tensor, ...]

@@ -42,9 +42,13 @@ class Coordinates:
 
     def lipschitz(self) -> float:
         """Return the bound of this tensor: entries that repeat one entry of the origin add up in squares."""
-        total = np.bincount(self.index.ravel(), weights=np.square(self.weight).ravel())
-        norm = math.sqrt(float(total.max(initial=0.0)))
-        return times(self.bound, norm if norm == 1 else norm * (1 + 2.0**-50 * (self.index.size + 4)))
+        if not self.index.size:
+            return 0.0
+        largest, repeats = float(self.weight.max()), int(np.bincount(self.index.ravel()).max())
+        if repeats == 1 or (self.weight == 1).all():
+            return times(self.bound, times(largest, root(float(repeats))))
+        norm = math.sqrt(float(np.bincount(self.index.ravel(), weights=np.square(self.weight).ravel()).max()))
+        return times(self.bound, norm * (1 + 2.0**-50 * (self.index.size + 4)))
 
     def distinct(self) -> bool:
         """Say whether no entry of the origin is met twice."""

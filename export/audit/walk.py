@@ -57,7 +57,7 @@ def audit(model: bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[in
     return Report(
         inputs=tuple(tensor_of(value.name, value.type.tensor_type.elem_type, values[value.name].shape) for value in inputs),
         outputs=tuple(
-            tensor_of(output.name, output.type.tensor_type.elem_type, value.shape)
+            tensor_of(output.name, output.type.tensor_type.elem_type, declared(output) if value.shape is None else value.shape)
             for output, value in zip(graph.output, results, strict=True)
         ),
         layers=tuple(layers),
@@ -101,8 +101,8 @@ def started(inputs: Iterable[onnx.ValueInfoProto], overridden: Mapping[str, Sequ
     return values
 
 
-def declared(value: onnx.ValueInfoProto, overridden: Sequence[int] | None) -> Shape | None:
-    """Return the shape of an input, free sizes by name."""
+def declared(value: onnx.ValueInfoProto, overridden: Sequence[int] | None = None) -> Shape | None:
+    """Return the shape that the file gives a tensor (or what overrides it), free sizes by name."""
     if overridden is not None:
         return tuple(int(d) if int(d) > 0 else f"{value.name}/{i}" if i else "batch" for i, d in enumerate(overridden))
     if not value.type.tensor_type.HasField("shape"):
@@ -150,7 +150,7 @@ def refuse(node: Node) -> None:
 
     Raises:
         NoBoundError: another domain, a subgraph (which reads tensors that are not among the inputs), an operator without a rule, or a
-            constant that is not finite.
+            number that is not finite.
     """
     if node.proto.domain not in ("", "ai.onnx"):
         raise NoBoundError(f"domain {node.proto.domain!r} is not known")
@@ -158,6 +158,8 @@ def refuse(node: Node) -> None:
         raise NoBoundError("it holds a graph of its own")
     if node.op not in RULES and node.op not in constants.SIZES:
         raise NoBoundError("no bound is known of this operator")
+    if any(isinstance(a, float) and not math.isfinite(a) for a in node.attributes.values()):
+        raise NoBoundError("it has an attribute that is not finite")
     for value in node.inputs:
         if value is not None and value.constant is not None and value.floating:
             numbers = value.constant.astype(np.float64)

@@ -200,6 +200,24 @@ def test_a_custom_domain_and_a_graph_inside_a_node_have_no_bound():
     assert not rows(captured)
 
 
+def test_an_attribute_that_is_not_finite_has_no_bound():
+    found = model("y = LeakyRelu<alpha = 0.5>(x)")
+    found.graph.node[0].attribute[0].f = float("nan")
+    assert "LeakyRelu at 'y': it has an attribute" in reason(found)
+
+
+def test_a_fixed_batch_may_be_spelled_out_in_a_reshape():
+    found = with_weights(model("r = Reshape(x, s)\n y = Gemm<transB = 1>(r, w)", x="float[3,2,2] x"), s=np.array([3, 4]), w=W0)
+    assert rows(found)
+    assert bound(found) == pytest.approx(np.linalg.norm(W0.astype(float), 2), rel=1e-8)
+
+
+def test_weights_per_entry_are_rounded_up():
+    body = "l, r = Split<axis = 1, num_outputs = 2>(x)\n a = Mul(l, p)\n b = Mul(l, q)\n y = Concat<axis = 1>(a, b)"
+    found = with_weights(model(body), p=np.float32(0.6), q=np.float32(0.8))
+    assert bound(found) >= (float(np.float32(0.6)) ** 2 + float(np.float32(0.8)) ** 2) ** 0.5
+
+
 def test_local_functions_are_looked_into():
     twice = '<domain: "local", opset_import: ["" : 18]> twice (a) => (b) { b = Add(a, a) }'
     assert bound(model("y = local.twice(x)", functions=twice)) == pytest.approx(2.0)
@@ -264,6 +282,7 @@ def test_a_flattening_through_shape_arithmetic_is_followed():
         ("y = Transpose(x)", "float[N,4] x"),
         ("y = Flatten<axis = 2>(x)", "float[N,2,2] x"),
         ("y = Flatten<axis = 0>(x)", "float[N,2,2] x"),
+        ("y = Flatten<axis = 0>(x)", "float[N] x"),
         ("y = Squeeze(x)", "float[N,4,1] x"),
         ("y = Unsqueeze(x, axes0)", "float[N,4] x"),
         ("y = Softmax<axis = 0>(x)", "float[N,4] x"),

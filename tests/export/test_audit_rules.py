@@ -112,7 +112,7 @@ CASES = [
     linear("MatMul", (2, 3), {"w": W}),
     linear("Conv", (3, 6, 6), {"w": K}, share=0.9, pads=[1, 1, 1, 1]), linear("Conv", (3, 6, 6), {"w": K}, strides=[2, 2]),
     linear("ConvTranspose", (2, 4, 4), {"w": K}, share=0.9), linear("ConvTranspose", (2, 3, 3), {"w": K}, strides=[2, 2]),
-    linear("BatchNormalization", (2, 3), {"g": np.float32([1, -6]), "b": np.float32([0, 1]), "m": np.float32([1, 1]), "v": np.float32([1, 4])}),
+    linear("BatchNormalization", (2, 3), {"g": np.float32([1, -6]), "b": np.ones(2, "f4"), "m": np.ones(2, "f4"), "v": np.float32([1, 4])}),
     linear("AveragePool", (1, 6, 6), {}, kernel_shape=[2, 2], strides=[2, 2]),
     linear("AveragePool", (1, 5, 5), {}, kernel_shape=[3, 3], pads=[1] * 4),
     linear("AveragePool", (1, 5, 5), {}, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1),
