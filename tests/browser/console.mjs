@@ -25,6 +25,7 @@ after(async () => {
 });
 
 const open = (options) => visit(chrome, service.url, options);
+const PATIENT = { timeout: 240_000 }; // the trainer takes only what the rest of the machine leaves
 const press = (page, name) => page.getByRole("button", { name, exact: true }).click();
 const confirm = (page) => page.locator("dialog .primary").click();
 const notice = async (page, pattern) => assert.match(await page.locator("#notice p").filter({ hasText: pattern }).textContent(), pattern);
@@ -83,7 +84,7 @@ test("a job goes from a file to a new version, which is promoted and taken back"
   await press(page, "Start fine-tuning");
   const job = page.locator(".job[open]");
   await job.waitFor();
-  await job.locator(".badge.succeeded").waitFor({ timeout: 120_000 });
+  await job.locator(".badge.succeeded").waitFor(PATIENT);
   await job.locator("figure:has-text('Loss') polyline").waitFor();
   await job.locator("figure:has-text('Sigma of each layer') polyline").first().waitFor();
   await page.locator("#versions tbody tr").nth(1).waitFor();
@@ -103,7 +104,7 @@ test("what the service refuses is shown in its own words", async () => {
   const { page } = await open();
   await page.locator("#tune input[type=file]").setInputFiles({ name: "bad.jsonl", mimeType: "application/jsonl", buffer: Buffer.from('{"input": [1, 2], "target": 0}\nnonsense\n') });
   await press(page, "Start fine-tuning");
-  await page.locator(".job[open] .badge.failed").waitFor({ timeout: 60_000 });
+  await page.locator(".job[open] .badge.failed").waitFor(PATIENT);
   const { data: jobs } = await (await fetch(`${service.url}v1/fine_tuning/jobs?limit=1`)).json();
   assert.ok((await page.locator(".job[open] p.error").textContent()).includes(jobs[0].error.message));
 });
@@ -111,13 +112,13 @@ test("what the service refuses is shown in its own words", async () => {
 test("a running job is cancelled after asking", async () => {
   const { page } = await open();
   await page.locator("#tune input[type=file]").setInputFiles(data);
-  await page.getByLabel("Epochs").fill("5000");
+  await page.getByLabel("Epochs").fill("60");
   await press(page, "Start fine-tuning");
-  await page.locator(".job[open] polyline").first().waitFor({ timeout: 60_000 });
+  await page.locator(".job[open] polyline").first().waitFor(PATIENT);
   await picture(page, "desktop-running");
   await press(page, "Cancel");
   await confirm(page);
-  await page.locator(".job[open] .badge.cancelled").waitFor({ timeout: 60_000 });
+  await page.locator(".job[open] .badge.cancelled").waitFor(PATIENT);
 });
 
 test("drawings that were kept become training data", async () => {
@@ -129,7 +130,7 @@ test("drawings that were kept become training data", async () => {
   await page.getByLabel("Training data").selectOption("drawn");
   await page.getByLabel("Epochs").fill("1");
   await press(page, "Start fine-tuning");
-  await page.locator(".job[open] .badge:is(.succeeded, .failed)").waitFor({ timeout: 60_000 });
+  await page.locator(".job[open] .badge:is(.succeeded, .failed)").waitFor(PATIENT);
   const { data: files } = await (await fetch(`${service.url}v1/files`)).json();
   const content = await (await fetch(`${service.url}v1/files/${files[0].id}/content`)).json();
   assert.deepEqual([content.target, content.input.length], [7, 64]);

@@ -21,10 +21,10 @@ function watch(current, signal, finished) {
   function show({ created_at: at, level, message, type, data }) {
     const step = data?.step;
     if (type === "metrics" && Number.isFinite(step)) {
-      const steps = data.steps ?? current().progress?.steps ?? 0;
+      const steps = current().progress?.steps ?? 0;
       loss.add({ loss: data.loss }, step, steps);
       accuracy.add({ accuracy: data.accuracy }, step, steps);
-      sigma.add(data.sigmas ?? data.sigma ?? {}, step, steps);
+      sigma.add(data.sigma ?? {}, step, steps);
       if (steps) { progress.hidden = false; progress.value = step / steps; }
       return;
     }
@@ -55,7 +55,7 @@ export function jobPanel(place, { promote, live, changed }) {
 
   function facts(job) {
     const { gradient_mode: mode, n_epochs: epochs, learning_rate: rate } = hyperparametersOf(job);
-    return [`from ${job.model}`, mode, epochs !== undefined && epochs !== "auto" && `${epochs} epochs`, rate !== undefined && rate !== "auto" && `learning rate ${plain(rate)}`, time(job.created_at)]
+    return [`from ${job.model}`, mode, epochs !== undefined && epochs !== "auto" && `${epochs} ${epochs === 1 ? "epoch" : "epochs"}`, rate !== undefined && rate !== "auto" && `learning rate ${plain(rate)}`, time(job.created_at)]
       .filter(Boolean).join(" · ");
   }
 

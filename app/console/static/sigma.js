@@ -5,7 +5,8 @@ import { h } from "./dom.js";
 import { lower, plain, upper } from "./format.js";
 
 const METHODS = {
-  product: "the upper bounds of all layers multiplied, with the constants of the activations between them",
+  product: "the upper bounds of all layers multiplied, with the constants of what lies between (activations, the scaling of the input)",
+  graph: "upper bounds followed through every node of the graph, added where branches meet",
 };
 
 /** The bound in one pill: a certificate, or none. */
