@@ -86,7 +86,8 @@ def _of(served: Served) -> dict[str, str]:
 
 
 def _what(served: Served) -> dict[str, str]:
-    return {"digest": served.digest, "device": served.device, "gradient_mode": served.manifest.gradient_mode or "none"}
+    mode: str = served.manifest.gradient_mode or "none"
+    return {"digest": served.digest, "device": served.device, "gradient_mode": mode}
 
 
 def _batches(labels: dict[str, str], statistics: Statistics) -> list[Sample]:
