@@ -9,8 +9,8 @@ from export.bundle import Manifest
 
 def print_report(manifest: Manifest, console: Console) -> None:
     """Print sigma per layer, the bound, and how the folded model differs from the trained one."""
-    table = Table(title="sigma per layer (the estimate is a lower bound; folded is audited in the bytes)", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("layer", "kind", "shape", "norm", "estimate", "upper bound", "folded", "target"):
+    table = Table(title="sigma per layer (the estimate is a lower bound; folded is audited in the bytes)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("layer", "kind", "shape", "norm", "estimate", "upper", "folded", "target"):
         table.add_column(column, justify="left" if column in {"layer", "kind", "norm"} else "right", no_wrap=True)
     for layer in manifest.layers:
         table.add_row(
