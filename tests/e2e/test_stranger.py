@@ -222,4 +222,4 @@ def test_a_version_leaves_the_service_as_a_bundle_that_plain_onnx_runtime_runs(u
 def test_metrics_console_and_api_page_answer(url):
     assert "nv_inference_request_success" in httpx.get(f"{url}/metrics").text
     assert "<html" in httpx.get(f"{url}/").text
-    assert "/v2/models/{name}/infer" in "".join(httpx.get(f"{url}/openapi.json").json()["paths"])
+    assert "/v2/models/{model}/infer" in httpx.get(f"{url}/openapi.json").json()["paths"]
