@@ -78,7 +78,7 @@ test("a stroke of the pointer and the keys both draw", async () => {
 
 test("a job goes from a file to a new version, which is promoted and taken back", async () => {
   const { page, mistakes } = await open();
-  await page.locator("#tune input[type=file]").setInputFiles(data);
+  await page.locator("#tune input[type=file]").first().setInputFiles(data);
   await page.getByLabel("simplified").check();
   await page.getByLabel("Epochs").fill("3");
   await press(page, "Start fine-tuning");
@@ -100,9 +100,26 @@ test("a job goes from a file to a new version, which is promoted and taken back"
   assert.deepEqual(mistakes(), []);
 });
 
+test("validation data give a curve of the accuracy, and let a result that is not worse go live by itself", async () => {
+  const { page } = await open();
+  const [training, validation] = [page.locator("#tune select").nth(0), page.locator("#tune select").nth(1)];
+  const option = training.locator("option", { hasText: "digits.jsonl" }).first();
+  await option.waitFor({ state: "attached" });
+  const known = await option.getAttribute("value");
+  await training.selectOption(known);
+  await validation.selectOption(known);
+  await page.getByLabel("Make the result live").check();
+  await page.getByLabel("Epochs").fill("3");
+  await press(page, "Start fine-tuning");
+  const job = page.locator(".job[open]");
+  await job.locator(".badge.succeeded").waitFor(PATIENT);
+  await job.locator("figure:has-text('Accuracy') polyline").waitFor();
+  assert.match(await job.locator(".log").textContent(), /is live now|is not promoted/);
+});
+
 test("what the service refuses is shown in its own words", async () => {
   const { page } = await open();
-  await page.locator("#tune input[type=file]").setInputFiles({ name: "bad.jsonl", mimeType: "application/jsonl", buffer: Buffer.from('{"input": [1, 2], "target": 0}\nnonsense\n') });
+  await page.locator("#tune input[type=file]").first().setInputFiles({ name: "bad.jsonl", mimeType: "application/jsonl", buffer: Buffer.from('{"input": [1, 2], "target": 0}\nnonsense\n') });
   await press(page, "Start fine-tuning");
   await page.locator(".job[open] .badge.failed").waitFor(PATIENT);
   const { data: jobs } = await (await fetch(`${service.url}v1/fine_tuning/jobs?limit=1`)).json();
@@ -111,7 +128,7 @@ test("what the service refuses is shown in its own words", async () => {
 
 test("a running job is cancelled after asking", async () => {
   const { page } = await open();
-  await page.locator("#tune input[type=file]").setInputFiles(data);
+  await page.locator("#tune input[type=file]").first().setInputFiles(data);
   await page.getByLabel("Epochs").fill("60");
   await press(page, "Start fine-tuning");
   await page.locator(".job[open] polyline").first().waitFor(PATIENT);
@@ -127,7 +144,7 @@ test("drawings that were kept become training data", async () => {
   await page.getByLabel("Right class").selectOption("7");
   await press(page, "Keep as an example");
   await notice(page, /1 example to fine-tune with/);
-  await page.getByLabel("Training data").selectOption("drawn");
+  await page.locator("#tune select").first().selectOption("drawn");
   await page.getByLabel("Epochs").fill("1");
   await press(page, "Start fine-tuning");
   await page.locator(".job[open] .badge:is(.succeeded, .failed)").waitFor(PATIENT);

@@ -21,7 +21,7 @@ function watch(current, signal, finished) {
   function show({ created_at: at, level, message, type, data }) {
     const step = data?.step;
     if (type === "metrics" && Number.isFinite(step)) {
-      const steps = current().progress?.steps ?? 0;
+      const steps = data.steps ?? current().progress?.steps ?? 0;
       loss.add({ loss: data.loss }, step, steps);
       accuracy.add({ accuracy: data.accuracy }, step, steps);
       sigma.add(data.sigma ?? {}, step, steps);
