@@ -15,7 +15,7 @@ from specnorm_core.data import Dataset
 from specnorm_core.training import DivergedError, Fit, Hyperparameters, StepRecord
 
 EVENTS = 50
-"""About how many events with metrics one training appends."""
+"""Most events with metrics that one attempt appends, but for the last."""
 
 
 def train(
@@ -80,7 +80,7 @@ class _Diary:
         self._finite = record if math.isfinite(record.loss) else self._finite
         self._accuracy = record.accuracy if record.accuracy is not None else self._accuracy
         self._sigma = record.sigmas or self._sigma
-        if record.step - self._noted < max(1, record.steps // EVENTS) and record.step != record.steps:
+        if record.step - self._noted < -(-record.steps // EVENTS) and record.step != record.steps:
             return
         self._noted = record.step
         pace = (time.monotonic() - self._began) / (record.step - self._first)
