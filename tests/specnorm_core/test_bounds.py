@@ -115,6 +115,14 @@ def test_a_guess_that_is_too_low_is_never_believed(factor, monkeypatch):
     assert sigma_upper(matrix) >= exact * (1 - 1e-13)
 
 
+@pytest.mark.parametrize("ones", [1, 4, 16, 64])
+def test_what_a_long_sum_of_squares_loses_is_part_of_the_bound(ones, monkeypatch):
+    monkeypatch.setattr(dense_bounds, "FIRST_MARGIN", 2.0**-52)  # so that nothing but the error terms covers it
+    matrix = np.full((20000, 1), 2.0**-27)  # each square is half a unit in the last place of one, and vanishes beside it
+    matrix[:ones] = 1.0
+    assert at_most(matrix, sigma_upper(matrix))
+
+
 def test_beyond_the_largest_size_the_norms_of_rows_and_columns_do(monkeypatch):
     monkeypatch.setattr(dense_bounds, "LARGEST", 10)
     matrix = np.random.default_rng(6).standard_normal((20, 20))
@@ -185,6 +193,16 @@ def test_without_a_size_the_bound_holds_for_every_size_and_is_within_a_percent()
     ]
     assert max(norms) <= bound
     assert bound <= 1.01 * conv_sigma_estimate(kernel, input_size=(48, 48), padding=1, steps=60)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_bound_for_every_size_covers_frequencies_between_those_of_its_grid(seed, monkeypatch):
+    kernel = np.random.default_rng(seed).standard_normal((1, 1, 3))
+    everywhere = conv_sigma_upper(kernel, input_size=(997,), padding=1, padding_mode="circular")
+    monkeypatch.setattr(convolution_bounds, "GRIDS", {1: 3})
+    monkeypatch.setattr(convolution_bounds, "young", lambda K, groups: np.inf)
+    monkeypatch.setattr(convolution_bounds, "schur", lambda K, geometry: np.inf)
+    assert everywhere <= conv_sigma_upper(kernel, padding=1) <= 3 * everywhere
 
 
 def test_circular_padding_at_its_own_size_is_exact():
