@@ -86,8 +86,8 @@ def _of(served: Served) -> dict[str, str]:
 
 
 def _what(served: Served) -> dict[str, str]:
-    mode: str = served.manifest.gradient_mode or "none"
-    return {"digest": served.digest, "device": served.device, "gradient_mode": mode}
+    mode = served.manifest.gradient_mode
+    return {"digest": served.digest, "device": served.device, "gradient_mode": "none" if mode is None else mode}
 
 
 def _batches(labels: dict[str, str], statistics: Statistics) -> list[Sample]:

@@ -65,7 +65,7 @@ class Session:
             UnavailableError: the device that the settings demand is not had.
         """
         self._session = _open(model, settings)
-        provider = self._session.get_providers()[0]
+        provider = str(self._session.get_providers()[0])
         self.device = DEVICES.get(provider, provider)
         if settings.device == "cuda" and self.device != "cuda":
             raise UnavailableError("The setting device is cuda, but ONNX Runtime got no CUDA device here.")
