@@ -159,8 +159,8 @@ for (const colorScheme of ["light", "dark"]) {
     await press(page, "Example of a 5");
     await page.locator(".verdict").waitFor();
     await page.locator("#sigma table").waitFor();
-    const job = page.locator(".job:has(.succeeded) summary").first();
-    if (await job.count()) { await job.click(); await page.locator(".job[open] polyline").first().waitFor(); }
+    const job = page.locator(".job:has(.succeeded) summary").last();
+    if (await job.count()) { await job.click(); await page.locator(".job[open] circle").first().waitFor(); }
     assert.deepEqual(await complaints(page), []);
     await picture(page, `desktop-${colorScheme}`);
   });
