@@ -21,6 +21,7 @@ from app.worker.failure import JobFailedError, failure_of
 from app.worker.pulse import InterruptedJobError, Pulse
 
 BEATS_PER_LEASE = 6
+PRIORITY = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,11 +74,12 @@ def conclude(attempt: Attempt, work: Callable[[], None]) -> int:
 def yield_to_others() -> None:
     """Leave the processor to the serving process, as far as the system lets us.
 
-    In a session of its own a process is weighed by its group, so that niceness alone does nothing.
+    In a session of its own a process is weighed by its group, so that niceness alone does nothing. A weight of a tenth (10), not of a
+    seventieth (19): where other work fills every core, the heart must still beat within the lease.
     """
-    os.nice(10)
+    os.nice(PRIORITY)
     with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
+        Path("/proc/self/autogroup").write_text(str(PRIORITY))
 
 
 def _work(attempt: Attempt, registry: Registry, pulse: Pulse, settings: Settings) -> None:
