@@ -67,7 +67,7 @@ def import_(
     workspace: Workspace = None,
 ) -> None:
     """Check a bundle that came from elsewhere, and publish it."""
-    children.run("export.verify", [str(path)])
+    children.run("export.check", [str(path)])
     output.note(children.publish(path, name, _folder(workspace)))
 
 

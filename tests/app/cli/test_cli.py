@@ -155,6 +155,22 @@ def test_an_exported_bundle_is_whole(run: Run, workspace: Path, tmp_path: Path) 
     assert "not empty" in again.stderr
 
 
+def test_a_bundle_is_imported_only_if_its_bytes_prove_its_manifest(run: Run, workspace: Path, models: Any, tmp_path: Path) -> None:
+    for name, scale in (("true", 0.5), ("boastful", 2.0)):
+        artifact = models.affine(scale, bound=1.0)
+        bundle.write(tmp_path / name, artifact.manifest, {bundle.MODEL: artifact.model})
+    done = run("models", "import", "true", "--name", "foreign", "--workspace", str(workspace))
+    assert (done.returncode, "foreign:1 is published and live" in done.stderr) == (0, True)
+    done = run("models", "import", "boastful", "--name", "foreign", "--workspace", str(workspace))
+    assert done.returncode == 1
+    assert re.fullmatch("specnorm: the manifest promises a Lipschitz bound of 1.0, .+\n", done.stderr)
+    junk = models.affine().manifest.model_copy(update={"files": {bundle.MODEL: bundle.digest(b"junk")}})
+    bundle.write(tmp_path / "junk", junk, {bundle.MODEL: b"junk"})
+    done = run("models", "import", "junk", "--name", "foreign", "--workspace", str(workspace))
+    assert (done.returncode, done.stderr) == (1, "specnorm: the file is no ONNX model\n")
+    assert registry(workspace).versions("foreign") == ["1"]
+
+
 def test_verify_finds_a_changed_byte(run: Run, workspace: Path) -> None:
     assert run("models", "verify", "--workspace", str(workspace)).returncode == 0
     blob = next((workspace / "blobs" / "sha256").iterdir())
