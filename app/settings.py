@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     max_json_bytes: int = Field(default=16 * 2**20, ge=1, description="Largest JSON body of an inference request.")
     max_binary_bytes: int = Field(default=64 * 2**20, ge=1, description="Largest body of an inference request with binary tensors.")
     max_upload_bytes: int = Field(default=512 * 2**20, ge=1, description="Largest data set that can be uploaded.")
-    lease_seconds: float = Field(default=15.0, gt=0, description="A job whose worker shows no life for so long is taken over.")
+    lease_seconds: float = Field(default=30.0, gt=0, description="A job whose worker shows no life for so long is taken over.")
     job_max_attempts: int = Field(default=5, ge=1, description="How often a job is started before it is given up as lost.")
     job_max_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest wall-clock time of one attempt of a job.")
     job_threads: int = Field(default=1, ge=1, description="Threads of one fine-tune job.")
