@@ -15,7 +15,9 @@ from specnorm_core.data import Dataset
 from specnorm_core.training import DivergedError, Fit, Hyperparameters, StepRecord
 
 EVENTS = 50
-"""Most events with metrics that one attempt appends, but for the last."""
+"""Events with metrics that are spread over an attempt."""
+SECONDS = 2.0
+"""However long its steps take, an attempt that someone watches tells how far it is after so long."""
 
 
 def train(
@@ -68,7 +70,7 @@ class _Diary:
     def __init__(self, run: Fit, attempt: Attempt, blobs: Blobs) -> None:
         self._run, self._attempt, self._blobs = run, attempt, blobs
         self._first = self._noted = run.step
-        self._began = time.monotonic()
+        self._began = self._told = time.monotonic()
         self._record: StepRecord | None = None
         self._finite: StepRecord | None = None
         self._accuracy: float | None = None
@@ -80,11 +82,13 @@ class _Diary:
         self._finite = record if math.isfinite(record.loss) else self._finite
         self._accuracy = record.accuracy if record.accuracy is not None else self._accuracy
         self._sigma = record.sigmas or self._sigma
-        if record.step - self._noted < -(-record.steps // EVENTS) and record.step != record.steps:
+        now = time.monotonic()
+        due = record.step - self._noted >= -(-record.steps // EVENTS) or now - self._told >= SECONDS
+        if not due and record.step != record.steps:
             return
-        self._noted = record.step
-        pace = (time.monotonic() - self._began) / (record.step - self._first)
-        data = {"step": record.step, "epoch": record.epoch, **self._numbers(), "sigma": _finite(self._sigma)}
+        self._noted, self._told = record.step, now
+        pace = (now - self._began) / (record.step - self._first)
+        data = {"step": record.step, "steps": record.steps, "epoch": record.epoch, **self._numbers(), "sigma": _finite(self._sigma)}
         message = f"Step {record.step} of {record.steps}: loss {record.loss:.6g}"
         left = pace * (record.steps - record.step)
         self._attempt.progress(message, data, step=record.step, steps=record.steps, seconds_left=left)
