@@ -1,0 +1,1 @@
+"""The service: HTTP interfaces, registry, fine-tune jobs, console and the command line."""
