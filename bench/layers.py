@@ -1,6 +1,6 @@
 """Forward + backward + one power iteration of a spectral layer, as a multiple of plain nn.Linear in the same run: median of paired runs.
 
-    .venv/bin/python bench/layers.py [--sizes 512:1,512:64,1024:64] [--runs 7]
+.venv/bin/python bench/layers.py [--sizes 512:1,512:64,1024:64] [--runs 7]
 """
 
 import argparse

@@ -15,7 +15,9 @@ from specnorm_core.data import Dataset, load
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ``python -m export``."""
-    parser = argparse.ArgumentParser(prog="python -m export", description="Fold W / sigma, write ONNX, audit its bytes, verify, write the bundle.")
+    parser = argparse.ArgumentParser(
+        prog="python -m export", description="Fold W / sigma, write ONNX, audit its bytes, verify, write the bundle."
+    )
     parser.add_argument("checkpoint", type=Path, help="a checkpoint.safetensors of specnorm, or a folder that holds one")
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundle; it must not exist or be empty")
     parser.add_argument("--data", help="'digits' or a file: real inputs to verify on (the default is what the checkpoint names)")

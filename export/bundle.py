@@ -10,11 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-FORMAT = 1
+FORMAT: Final = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 CHECKPOINT = "checkpoint.safetensors"

@@ -104,9 +104,9 @@ def _plain(layer: SpectralLayer, weight: Tensor) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
         plain: nn.Module = PLAIN[type(layer)](layer)
     with torch.no_grad():
-        plain.weight.copy_(weight)  # type: ignore[operator,union-attr]  # a Parameter, which nn.Module types as Tensor | Module
+        plain.weight.copy_(weight)  # type: ignore[operator]  # a Parameter, which nn.Module types as Tensor | Module
         if layer.bias is not None:
-            plain.bias.copy_(layer.bias)  # type: ignore[operator,union-attr]  # as above
+            plain.bias.copy_(layer.bias)  # type: ignore[operator]  # as above
     return plain.eval()
 
 

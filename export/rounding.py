@@ -1,7 +1,8 @@
 """An a-priori bound of the float32 rounding error of a folded network, proved for any order of summation.
 
-The computed output differs from the exact one by at most ``slope * norm(x) + offset`` in L2 (Higham 2002, Accuracy and Stability of Numerical
-Algorithms, section 3.5: a sum of k products, in any order and with or without fused multiply-add, is off by at most ``gamma_k |w|'|x|``).
+The computed output differs from the exact one by at most ``slope * norm(x) + offset`` in L2 (Higham 2002, Accuracy and Stability of
+Numerical Algorithms, section 3.5: a sum of k products, in any order and with or without fused multiply-add, is off by at most
+``gamma_k |w|'|x|``).
 """
 
 import math
@@ -73,7 +74,9 @@ def error_bound(folded: Network, sigmas: dict[str, float]) -> Affine:
         y = layer(x)
         if isinstance(layer, nn.Linear | nn.Conv2d):
             local = _local_error(layer, x.shape[2:], y.shape[2:], size)
-            bias = Affine(0.0, 0.0 if layer.bias is None else float(layer.bias.detach().double().norm()) * math.sqrt(math.prod(y.shape[2:])))
+            bias = Affine(
+                0.0, 0.0 if layer.bias is None else float(layer.bias.detach().double().norm()) * math.sqrt(math.prod(y.shape[2:]))
+            )
             error = error.times(sigmas[name]) + local
             size = size.times(sigmas[name]) + bias + local
         elif not isinstance(layer, nn.ReLU | GroupSort | nn.Flatten | nn.Unflatten):  # these select or move, which is exact

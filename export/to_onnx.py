@@ -40,9 +40,9 @@ class Graph:
         self.weights: list[onnx.TensorProto] = []
         self.at = "input"
 
-    def weight(self, name: str, value: np.ndarray) -> str:
+    def weight(self, name: str, value: np.ndarray | np.generic) -> str:
         """Add a constant and return its name."""
-        self.weights.append(numpy_helper.from_array(value, name))
+        self.weights.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
@@ -105,9 +105,9 @@ def to_onnx(folded: Network, *, classifier: bool, certificate: Certificate | Non
 
     graph = Graph()
     if folded.shift:
-        graph.at = graph.node("Sub", ["input", graph.weight("shift", np.float32(folded.shift).reshape(()))], "shifted")
+        graph.at = graph.node("Sub", ["input", graph.weight("shift", np.float32(folded.shift))], "shifted")
     if folded.scale != 1:
-        graph.at = graph.node("Mul", [graph.at, graph.weight("scale", np.float32(folded.scale).reshape(()))], "normalised")
+        graph.at = graph.node("Mul", [graph.at, graph.weight("scale", np.float32(folded.scale))], "normalised")
     x = torch.zeros(1, *folded.input_shape)
     for name, layer in folded.named_children():
         if type(layer) not in WRITERS:
@@ -132,8 +132,8 @@ def to_onnx(folded: Network, *, classifier: bool, certificate: Certificate | Non
 def coefficients(certificate: Certificate, entries: int) -> tuple[np.float32, np.float32, np.float32]:
     """Return ``(c, k1, k0)`` of ``radius = max(0, c margin - k1 norm(x) - k0)``, each rounded towards a smaller radius.
 
-    Within the radius r no *served* answer has another class: a margin moves by at most ``sqrt(2) L`` per unit of input, and the computed logits
-    are off by at most ``err(x)`` here and ``err(x) + slope r`` there, each of which moves a margin by at most ``sqrt(2)`` of itself:
+    Within the radius r no *served* answer has another class: a margin moves by at most ``sqrt(2) L`` per unit of input, and the computed
+    logits are off by at most ``err(x)`` here and ``err(x) + slope r`` there, each of which moves a margin by at most ``sqrt(2)`` of itself:
     ``sqrt(2) (L + slope) r <= margin - 2 sqrt(2) err(x)``.
     """
     root = math.sqrt(2) * (1 + 2.0**-50)
@@ -143,16 +143,17 @@ def coefficients(certificate: Certificate, entries: int) -> tuple[np.float32, np
     k1 = 2 * root * certificate.error.slope / divisor * slack * norm_slack
     k0 = 2 * root * certificate.error.offset / divisor * slack
     c = np.float32(1 / divisor / slack)
-    return np.nextafter(c, np.float32(0)), _above(k1), _above(k0)
+    return np.float32(np.nextafter(c, np.float32(0))), _above(k1), _above(k0)
 
 
 def _above(value: float) -> np.float32:
-    return np.nextafter(np.float32(value), np.float32(np.inf))
+    return np.float32(np.nextafter(np.float32(value), np.float32(np.inf)))
 
 
 def _radius(graph: Graph, certificate: Certificate, entries: int) -> None:
     """Add the nodes of ``certified_radius (B,)``."""
-    c, k1, k0 = (graph.weight(f"radius.{name}", value.reshape(())) for name, value in zip(("c", "k1", "k0"), coefficients(certificate, entries), strict=True))  # fmt: skip
+    named = zip(("radius.c", "radius.k1", "radius.k0"), coefficients(certificate, entries), strict=True)
+    c, k1, k0 = (graph.weight(name, value) for name, value in named)
     flat = _reshape(graph, "input", "radius.flat", [0, entries])
     axis = graph.weight("radius.axis", np.array([1], dtype=np.int64))
     norm = graph.node("ReduceL2", [flat, axis], "radius.norm", keepdims=0)
@@ -164,4 +165,4 @@ def _radius(graph: Graph, certificate: Certificate, entries: int) -> None:
     ]
     margin = graph.node("Mul", [graph.node("Sub", columns, "radius.margin"), c], "radius.scaled")
     error = graph.node("Add", [graph.node("Mul", [norm, k1], "radius.relative"), k0], "radius.error")
-    graph.node("Max", [graph.node("Sub", [margin, error], "radius.signed"), graph.weight("radius.zero", np.float32(0).reshape(()))], RADIUS)
+    graph.node("Max", [graph.node("Sub", [margin, error], "radius.signed"), graph.weight("radius.zero", np.float32(0))], RADIUS)

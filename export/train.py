@@ -57,12 +57,17 @@ def train(
 
 
 def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[about]}"), console=console
-    )  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[about]}"),
+    )
+    return Progress(*columns, console=console)
 
 
-def describe(source: str, data: Dataset, arch: str, activation: str, mode: Any, loss: str) -> tuple[Architecture, InputDomain]:
+def describe(source: str, data: Dataset, *, arch: str, activation: str, mode: Any, loss: str) -> tuple[Architecture, InputDomain]:
     """Return the architecture (a preset's name, or a file) and the input's domain for ``data``.
 
     Raises:
@@ -113,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.out.exists() and any(given.out.iterdir()):
             raise ValueError(f"{given.out} exists and is not empty: choose another --out")
         data = load(given.data)
-        architecture, domain = describe(given.data, data, given.arch, given.activation, given.gradient_mode, given.loss)
+        architecture, domain = describe(
+            given.data, data, arch=given.arch, activation=given.activation, mode=given.gradient_mode, loss=given.loss
+        )
         options = Hyperparameters(
             gradient_mode=given.gradient_mode, n_epochs=given.epochs, batch_size=given.batch_size, learning_rate=given.learning_rate,
             loss=given.loss, temperature=given.temperature, seed=given.seed,

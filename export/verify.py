@@ -1,4 +1,4 @@
-"""Is the graph the folded network? ONNX Runtime on the bytes against the folded PyTorch copy, on real inputs; and the manifest against the bytes."""
+"""Is the graph the folded network, on real inputs? And is the manifest true of the bytes?"""
 
 from collections.abc import Mapping
 

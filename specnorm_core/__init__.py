@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from specnorm_core import bounds, functional, gradients
     from specnorm_core.activations import GroupSort
     from specnorm_core.architecture import Architecture, build, preset
-    from specnorm_core.training import DivergedError, Fit, Hyperparameters, StepRecord, fit
     from specnorm_core.layers import SpectralConv2d, SpectralLayer, SpectralLinear
     from specnorm_core.norms import attach, power_iteration, sigma, sigma_upper
+    from specnorm_core.training import DivergedError, Fit, Hyperparameters, StepRecord, fit
 
 _HOME = {
     "Architecture": "architecture",

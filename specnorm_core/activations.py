@@ -23,7 +23,8 @@ class GroupSort(nn.Module):
         """
         if x.shape[1] % self.size:
             raise ValueError(f"{x.shape[1]} features do not split into groups of {self.size}")
-        return x.unflatten(1, (-1, self.size)).sort(dim=2, descending=True).values.flatten(1, 2)
+        pairs: Tensor = x.unflatten(1, (-1, self.size))
+        return pairs.sort(dim=2, descending=True).values.flatten(1, 2)
 
     def extra_repr(self) -> str:
         """Return the size."""

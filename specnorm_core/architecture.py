@@ -27,7 +27,7 @@ class Spectral(Spec):
     bias: bool = True
     gradient_mode: GradientMode = "full"
     constraint: Constraint = "unit"
-    target: float = Field(1.0, gt=0)
+    target: float = Field(default=1.0, gt=0)
     norm: Norm = "operator"
 
     def options(self) -> dict[str, object]:
@@ -86,7 +86,7 @@ class Architecture(Spec):
 
     input_shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, max_length=3)
     shift: float = 0.0
-    scale: float = Field(1.0, gt=0)
+    scale: float = Field(default=1.0, gt=0)
     layers: tuple[LayerSpec, ...] = Field(min_length=1, max_length=256)
 
     def with_gradient_mode(self, mode: GradientMode) -> "Architecture":
@@ -101,14 +101,16 @@ class Network(nn.Sequential):
     The normalisation is an affine map whose norm is ``scale``; it counts in the bound.
     """
 
-    def __init__(self, layers: list[nn.Module], *, shift: float, scale: float, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, layers: list[nn.Module], *, shift: float, scale: float, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    ) -> None:
         super().__init__(*layers)
         self.shift, self.scale = shift, scale
         self.input_shape, self.output_shape = input_shape, output_shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of ``x (B, *input_shape)``."""
-        y: Tensor = super().forward((x - self.shift) * self.scale)
+        y: Tensor = super().forward((x - self.shift) * self.scale)  # type: ignore[no-untyped-call]  # torch gives it no types
         return y
 
 
@@ -177,9 +179,7 @@ def build(architecture: Architecture, *, seed: int | None = None) -> Network:
             except ValueError as error:
                 raise ValueError(f"layer {index}: {error}") from None
             layers.append(layer)
-    return Network(
-        layers, shift=architecture.shift, scale=architecture.scale, input_shape=architecture.input_shape, output_shape=shape
-    )
+    return Network(layers, shift=architecture.shift, scale=architecture.scale, input_shape=architecture.input_shape, output_shape=shape)
 
 
 ACTIVATIONS: dict[str, Sort | Relu] = {"groupsort": Sort(), "relu": Relu()}

@@ -1,7 +1,7 @@
 """Stateless pieces of a spectral layer: refinement of (u, v), the scale of the constraint, and the map in both gradient modes.
 
-Two paths compute the same: a fused ``autograd.Function`` for eager linear layers, which never forms ``W / sigma`` and whose backward pass is two
-products, and a composite of plain operations for convolutions, ``torch.func`` and ``torch.compile``.
+Two paths compute the same: a fused ``autograd.Function`` for eager linear layers, which never forms ``W / sigma`` and whose backward pass
+is two products, and a composite of plain operations for convolutions, ``torch.func`` and ``torch.compile``.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ class _FusedLinear(torch.autograd.Function):
     """``y = scale(s) x W' + b`` with ``s = u' W v``; backward in closed form (see ``specnorm_core.gradients``)."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917  # autograd passes by position
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, v: Tensor, mode: str, constraint: str, target: float
     ) -> Tensor:
         sigma = torch.dot(u, torch.mv(weight, v))
@@ -78,7 +78,7 @@ class _FusedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # torch types it with *grads
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, u, v, sigma, scale = ctx.saved_tensors
         mode, constraint, target, has_bias = ctx.options
         if torch.is_grad_enabled():  # second derivatives: sigma must be a function of the weight again
@@ -92,7 +92,7 @@ class _FusedLinear(torch.autograd.Function):
             dw = (g_rows.T @ rows) * scale
             if full:
                 # lam = <g, y_hat> = <dL/dx, x> needs nothing of the forward pass and no bias bookkeeping.
-                lam = (dx * x).sum() / sigma  # type: ignore[operator]  # dx is set whenever full is
+                lam = (dx * x).sum() / sigma
                 if constraint == "cap":
                     lam = torch.where(sigma > target, lam, torch.zeros_like(lam))
                 dw = torch.addr(dw, u * -lam, v) if torch.is_grad_enabled() else dw.addr_(u * -lam, v)
@@ -109,5 +109,5 @@ def linear(
     if torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         sigma = torch.dot(u, torch.mv(weight.float() if weight.dtype.itemsize < 4 else weight, v))
         return composite(F.linear(x, weight), sigma, bias, mode=mode, constraint=constraint, target=target)
-    y: Tensor = _FusedLinear.apply(x, weight, bias, u, v, mode, constraint, target)
+    y: Tensor = _FusedLinear.apply(x, weight, bias, u, v, mode, constraint, target)  # type: ignore[no-untyped-call]  # torch gives it no types
     return y

@@ -1,8 +1,8 @@
 """The derivation as code: one function per step, in the corrected form; the oracle of all tests.
 
-Notation: ``W (m, n)``; ``u (m)``, ``v (n)`` unit vectors; ``s = u' W v``; ``y_hat = W x / s`` without bias; ``g = dL/dy``. The two modes differ
-in one term: ``full`` is the gradient of the loss, ``simplified`` holds sigma constant and is not. Miyato et al. 2018 (Spectral normalization
-for GANs), equations 10 to 12, keep the term that ``simplified`` drops.
+Notation: ``W (m, n)``; ``u (m)``, ``v (n)`` unit vectors; ``s = u' W v``; ``y_hat = W x / s`` without bias; ``g = dL/dy``. The two modes
+differ in one term: ``full`` is the gradient of the loss, ``simplified`` holds sigma constant and is not. Miyato et al. 2018 (Spectral
+normalization for GANs), equations 10 to 12, keep the term that ``simplified`` drops.
 """
 
 import torch

@@ -1,7 +1,8 @@
 """Layers whose weight is divided by its spectral norm: ``SpectralLinear`` and ``SpectralConv2d``.
 
-The forward pass is pure: it reads (u, v) and changes nothing. They are a derived cache, neither parameter nor buffer, so the state dict is that of
-the plain layer; they are derived again after a load and refreshed by ``power_iteration`` (once per optimiser step, by ``fit`` or ``attach``).
+The forward pass is pure: it reads (u, v) and changes nothing. They are a derived cache, neither parameter nor buffer, so the state dict is
+that of the plain layer; they are derived again after a load and refreshed by ``power_iteration`` (once per optimiser step, by ``fit`` or
+``attach``).
 """
 
 import math
@@ -60,6 +61,11 @@ class SpectralLayer(nn.Module):
         self._u = self._v = torch.empty(0)
         self._seen = -1
 
+    def _take(self, plain: nn.Linear | nn.Conv2d) -> None:
+        """Take over the parameters of the plain layer, initialised as PyTorch does."""
+        self.weight = nn.Parameter(plain.weight.detach())
+        self.bias = None if plain.bias is None else nn.Parameter(plain.bias.detach())
+
     def forward_map(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return the linear map that sigma is the norm of, applied to ``x``."""
         raise TypeError(f"{type(self).__name__} must define the map that sigma is the norm of")
@@ -103,7 +109,9 @@ class SpectralLayer(nn.Module):
         size = weight.abs().amax() if weight.numel() else torch.zeros(())
         if not (torch.isfinite(size) and size > 0):
             what = "zero" if size == 0 else "not finite"
-            raise ValueError(f"the weight of a {self.kind} layer of shape {tuple(self.weight.shape)} is {what}: its spectral norm is not defined")
+            raise ValueError(
+                f"the weight of a {self.kind} layer of shape {tuple(self.weight.shape)} is {what}: its spectral norm is not defined"
+            )
         generator = torch.Generator().manual_seed(0)
         self._v = torch.randn(self.domain(), generator=generator, dtype=torch.float64).to(weight.device, weight.dtype)
         self._u = functional.unit(self.forward_map(self._v, weight))
@@ -135,7 +143,7 @@ class SpectralLayer(nn.Module):
             self._seen = self.weight._version
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
         if self._v.numel():
             # Half precision would spoil the pair: it follows the device, and stays in float32 or wider.
             wide = self._wide()
@@ -144,7 +152,7 @@ class SpectralLayer(nn.Module):
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch gives it no types
         self._seen = self.weight._version  # a copy's weight counts its changes from the start
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -180,8 +188,7 @@ class SpectralLinear(SpectralLayer):
         norm: Norm = "operator",
     ) -> None:
         super().__init__(gradient_mode=gradient_mode, constraint=constraint, target=target, norm=norm)
-        plain = nn.Linear(in_features, out_features, bias=bias)
-        self.weight, self.bias = plain.weight, plain.bias
+        self._take(nn.Linear(in_features, out_features, bias=bias))
         self.in_features, self.out_features = in_features, out_features
         self.rederive()
 
@@ -226,8 +233,8 @@ class SpectralConv2d(SpectralLayer):
         groups: blocks of channels.
         bias: whether a bias is added.
         input_size: (h, w) of the input: needed by the norm ``operator``, whose sigma is that of the map from image to image at this size.
-        **options: as in :class:`SpectralLayer`. The ``matricised`` norm is what PyTorch and Miyato et al. 2018 use; it is *not* the norm of the
-            convolution (33 to 79 % too low where measured) and never feeds a certificate.
+        **options: as in :class:`SpectralLayer`. The ``matricised`` norm is what PyTorch and Miyato et al. 2018 use; it is *not* the norm of
+            the convolution (33 to 79 % too low where measured) and never feeds a certificate.
 
     Raises:
         ValueError: ``operator`` without ``input_size``; an input of another size at run time.
@@ -255,8 +262,7 @@ class SpectralConv2d(SpectralLayer):
         super().__init__(gradient_mode=gradient_mode, constraint=constraint, target=target, norm=norm)
         if norm == "operator" and input_size is None:
             raise ValueError("norm 'operator' needs input_size=(height, width): the norm of a convolution depends on the size of its input")
-        plain = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        self.weight, self.bias = plain.weight, plain.bias
+        self._take(nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias))
         self.stride, self.padding, self.dilation, self.groups = _two(stride), _two(padding), _two(dilation), groups
         self.input_size = None if input_size is None else (int(input_size[0]), int(input_size[1]))
         self.rederive()
@@ -280,7 +286,9 @@ class SpectralConv2d(SpectralLayer):
         """Return the layer's output for ``x (B, in, h, w)``."""
         self._warn_if_stale()
         if self.norm == "operator" and tuple(x.shape[-2:]) != self.input_size:
-            raise ValueError(f"sigma is that of inputs of size {self.input_size}, got {tuple(x.shape[-2:])}: set input_size to the size in use")
+            raise ValueError(
+                f"sigma is that of inputs of size {self.input_size}, got {tuple(x.shape[-2:])}: set input_size to the size in use"
+            )
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight.float() if self.weight.dtype.itemsize < 4 else self.weight
             sigma = (self._u * self.forward_map(self._v, weight)).sum()

@@ -53,7 +53,8 @@ def matrix(layer: SpectralLayer) -> np.ndarray:
 def sigma(of: SpectralLayer | Tensor) -> float:
     """Return the estimate of sigma of a layer (its cached pair) or of a matrix ``(m, n)``; a lower bound.
 
-    Evaluated in float64 on unit vectors of float64, less a hair for its own rounding: the float32 value of ``layer.sigma()`` can lie above sigma.
+    Evaluated in float64 on unit vectors of float64, less a hair for its own rounding: the float32 value of ``layer.sigma()`` can lie
+    above sigma.
     """
     if isinstance(of, SpectralLayer):
         u, v = (functional.unit(part.double()) for part in of.pair)
@@ -62,7 +63,7 @@ def sigma(of: SpectralLayer | Tensor) -> float:
 
 
 def sigma_upper(of: SpectralLayer | Tensor) -> float:
-    """Return a rigorous upper bound of sigma, rounding included, of a layer (in the norm it is built with) or of a matrix ``(m, n)``."""
+    """Return a rigorous upper bound of sigma, rounding included, of a layer (in its own norm) or of a matrix ``(m, n)``."""
     if not isinstance(of, SpectralLayer):
         return bounds.sigma_upper(of.detach().double().cpu().numpy())
     if isinstance(of, SpectralConv2d) and of.norm == "operator":
@@ -73,11 +74,17 @@ def sigma_upper(of: SpectralLayer | Tensor) -> float:
 def operator_sigma_upper(layer: SpectralLayer, weight: Tensor, input_size: tuple[int, ...] | None = None) -> float:
     """Return a rigorous upper bound of the norm of the *true* linear map of ``layer`` with ``weight`` in the place of its own.
 
-    ``input_size`` is the image size (h, w) of a convolution; without it, and without one of the layer's own, the bound holds for every size.
+    ``input_size`` is the image size (h, w) of a convolution; without it, and without one of the layer's own, the bound holds for every
+    size.
     """
     array = weight.detach().double().cpu().numpy()
     if not isinstance(layer, SpectralConv2d):
         return bounds.sigma_upper(array)
     return bounds.conv_sigma_upper(
-        array, input_size=layer.input_size or input_size, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
+        array,
+        input_size=layer.input_size or input_size,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
     )

@@ -30,17 +30,21 @@ class Hyperparameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    gradient_mode: GradientMode = Field("full", description="`full` is the gradient of the loss; `simplified` holds sigma constant.")
-    n_epochs: int = Field(20, ge=1, le=10_000, description="Passes over the data.")
-    batch_size: int = Field(64, ge=1, le=65_536, description="Rows per step.")
-    learning_rate: float = Field(3e-3, gt=0, le=1e30, description="Step size of the optimiser.")
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="Adam, or SGD with momentum 0.9.")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="L2 penalty on the raw weights and biases.")
-    loss: Literal["cross_entropy", "margin", "mse"] = Field("cross_entropy", description="What is minimised.")
-    temperature: float = Field(10.0, gt=0, le=1e4, description="What logits are multiplied with in the loss (never in the served model).")
-    margin: float = Field(0.5, gt=0, description="The margin that the loss `margin` asks for, in logits after temperature.")
-    power_iterations: int = Field(1, ge=1, le=100, description="Power iterations per optimiser step.")
-    checkpoint_every: int = Field(100, ge=1, description="Steps between two checkpoints.")
+    gradient_mode: GradientMode = Field(
+        default="full", description="`full` is the gradient of the loss; `simplified` holds sigma constant."
+    )
+    n_epochs: int = Field(default=20, ge=1, le=10_000, description="Passes over the data.")
+    batch_size: int = Field(default=64, ge=1, le=65_536, description="Rows per step.")
+    learning_rate: float = Field(default=3e-3, gt=0, le=1e30, description="Step size of the optimiser.")
+    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Adam, or SGD with momentum 0.9.")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="L2 penalty on the raw weights and biases.")
+    loss: Literal["cross_entropy", "margin", "mse"] = Field(default="cross_entropy", description="What is minimised.")
+    temperature: float = Field(
+        default=10.0, gt=0, le=1e4, description="What logits are multiplied with in the loss (never in the served model)."
+    )
+    margin: float = Field(default=0.5, gt=0, description="The margin that the loss `margin` asks for, in logits after temperature.")
+    power_iterations: int = Field(default=1, ge=1, le=100, description="Power iterations per optimiser step.")
+    checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
@@ -191,7 +195,9 @@ class Fit:
         for name, layer in spectral_layers(self.model).items():
             tensors[f"u.{name}"], tensors[f"v.{name}"] = (part.contiguous() for part in layer.pair)
         for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value).contiguous() for key, value in state.items() if value is not None}
+            tensors |= {
+                f"optimizer.{index}.{key}": torch.as_tensor(value).contiguous() for key, value in state.items() if value is not None
+            }
         about = {"step": self.step, "rows": len(self.data), "digest": self.data.digest, "options": self.options.model_dump_json()}
         return save_tensors(tensors, metadata={"fit": json.dumps(about)})
 

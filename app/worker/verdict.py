@@ -1,6 +1,6 @@
 """Whether a finished model may take the place of the live one: both are judged on the same rows, by the bytes that are served."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -46,7 +46,7 @@ def score(manifest: Manifest, model: bytes, data: Dataset, *, threads: int) -> t
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     given, wanted = manifest.signature.inputs[0].name, manifest.signature.outputs[0].name
-    parts = [session.run([wanted], {given: data.x[at : at + BATCH]})[0] for at in range(0, len(data.x), BATCH)]
+    parts: list[Any] = [session.run([wanted], {given: data.x[at : at + BATCH]})[0] for at in range(0, len(data.x), BATCH)]
     output = np.concatenate(parts)
     if manifest.signature.outputs[0].shape[-1] == 1:
         return "mse", float(np.mean((output[:, 0].astype(np.float64) - data.y) ** 2))

@@ -169,7 +169,7 @@ def test_an_unreadable_data_set_fails_its_job_with_the_line_and_leaves_the_servi
 def test_an_unknown_gradient_mode_is_refused_with_the_modes(url):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     file = client.files.create(file=("d.csv", io.BytesIO(b"a,target\n1,0\n")), purpose="fine-tune")
-    with pytest.raises(openai.BadRequestError, match="full.*simplified"):
+    with pytest.raises(openai.BadRequestError, match=r"full.*simplified"):
         client.fine_tuning.jobs.create(model="digits", training_file=file.id, extra_body={"gradient_mode": "half"})
 
 

@@ -46,7 +46,9 @@ def trained(digits, arch, activation, epochs=3, **changes):
 @pytest.fixture(scope="module", params=sorted(CASES))
 def exported(request, digits):
     model, spec = trained(digits, **CASES[request.param])
-    manifest, files = export_bundle(model, spec, samples=digits.x, labels=LABELS, validation=digits, domain=InputDomain(minimum=0, maximum=16))
+    manifest, files = export_bundle(
+        model, spec, samples=digits.x, labels=LABELS, validation=digits, domain=InputDomain(minimum=0, maximum=16)
+    )
     return model, manifest, files
 
 
@@ -132,7 +134,9 @@ def test_on_a_linear_model_the_radius_is_tight(digits):
     sign = np.where(served["logits"].argmax(axis=1) == 0, -1, 1)[:, None]
 
     def moved(factor):
-        return verify.run(files["model.onnx"], (x + sign * unit * served["certified_radius"][:, None] * factor).astype(np.float32))["logits"].argmax(axis=1)
+        return verify.run(files["model.onnx"], (x + sign * unit * served["certified_radius"][:, None] * factor).astype(np.float32))[
+            "logits"
+        ].argmax(axis=1)
 
     label = served["logits"].argmax(axis=1)
     assert (moved(0.9999) == label).all()
@@ -260,7 +264,11 @@ def test_the_export_script_writes_the_bundle_and_reports(digits, tmp_path):
 def test_the_export_script_refuses_what_is_no_checkpoint(tmp_path):
     (tmp_path / "c").write_bytes(b"junk")
     done = subprocess.run(
-        [sys.executable, "-m", "export", str(tmp_path / "c"), "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "export", str(tmp_path / "c"), "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 1
     assert "error: this is no checkpoint of specnorm" in done.stderr

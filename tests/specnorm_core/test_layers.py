@@ -17,7 +17,9 @@ from specnorm_core.norms import converge
 def conv(mode="full", norm="operator", constraint="unit", target=1.0, **options):
     torch.manual_seed(0)
     size = (6, 5) if norm == "operator" else None
-    layer = sn.SpectralConv2d(2, 4, 3, padding=1, input_size=size, gradient_mode=mode, norm=norm, constraint=constraint, target=target, **options)
+    layer = sn.SpectralConv2d(
+        2, 4, 3, padding=1, input_size=size, gradient_mode=mode, norm=norm, constraint=constraint, target=target, **options
+    )
     layer = layer.double()
     converge(layer, tolerance=1e-15)
     return layer
@@ -183,7 +185,7 @@ def test_a_weight_without_a_norm_is_refused_with_the_layer_s_name(value, word):
         converge(model)
 
 
-@pytest.mark.parametrize("m, n", [(1, 9), (9, 1), (1, 1)])
+@pytest.mark.parametrize(("m", "n"), [(1, 9), (9, 1), (1, 1)])
 def test_edge_shapes_have_norm_one(m, n):
     layer = sn.SpectralLinear(n, m, bias=False).double()
     converge(layer)
