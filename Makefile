@@ -50,9 +50,10 @@ test-docker:  ## Build, run and break the containers; needs Docker with Compose
 	$(SETUP) .venv cpu,train,test
 	$(BIN)/python -m pytest tests/docker $(ARGS)
 
-test-browser:  ## The console in a real browser; needs Node.js and Chromium
+test-browser:  ## The console in a real browser; needs Node.js 20 and Chromium (CHROMIUM=path SCREENSHOTS=dir)
 	$(SETUP) .venv cpu,train
-	@cd tests/browser && npm install --silent --no-fund --no-audit && node --test *.mjs
+	npm install --prefix tests/browser --no-package-lock --no-audit --no-fund --silent
+	node --test tests/browser/console.mjs
 
 clean:  ## Remove the environment and the caches; workspaces stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info

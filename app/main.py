@@ -21,6 +21,7 @@ from app.jobs.launcher import Local
 from app.jobs.store import Jobs
 from app.observability import Metrics
 from app.registry.blobs import Blobs
+from app.registry.collect import collect
 from app.registry.files import Files
 from app.registry.registry import Registry
 from app.security import Access, access
@@ -108,6 +109,7 @@ def _api(settings: Settings, judged_by: Access, registry: Registry, catalog: Cat
 def _tasks(settings: Settings, registry: Registry, catalog: Catalog) -> Iterator[asyncio.Task[None]]:
     """Start what runs beside the requests."""
     yield asyncio.create_task(follow(registry, catalog))
+    yield asyncio.create_task(asyncio.to_thread(collect, registry.database, registry.blobs))  # what a crash left behind
     if settings.worker == "local":
         yield asyncio.create_task(create_dispatcher(settings, registry.database).run())
 

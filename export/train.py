@@ -138,7 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print_report(manifest, console)
-    console.print(f"bundle written to {given.out}")
     return 0
 
 

@@ -63,6 +63,8 @@ def train_model(
     with tempfile.TemporaryDirectory(prefix="specnorm-train-") as draft:
         folder = out or Path(draft) / "bundle"
         run("export.train", ["--data", data, "--arch", arch, "--gradient-mode", gradient_mode, "--out", str(folder), *(more or [])])
+        if out is not None:
+            output.note(f"bundle written to {out}")
         if name is not None:
             output.note(publish(folder, name, workspace))
 
@@ -88,7 +90,7 @@ def publish(folder: Path, name: str, workspace: Path) -> str:
 
 
 def export(context: typer.Context) -> None:
-    """Write the ONNX model of a checkpoint, or of a PyTorch module: all options go to `python -m export`."""
+    """Write the ONNX model of a checkpoint: all options go to `python -m export`."""
     run("export", context.args)
 
 

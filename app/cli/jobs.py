@@ -43,7 +43,7 @@ def submit(
     seed: Annotated[int | None, typer.Option()] = None,
     suffix: Annotated[str | None, typer.Option()] = None,
     promote: Annotated[str, typer.Option(help="never or if_not_worse.")] = "never",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the parameters; start nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge the parameters and the data; train nothing.")] = False,
     url: Url = None,
 ) -> None:
     """Start a job and print its id."""

@@ -21,6 +21,7 @@ PROVIDERS: Final[dict[str, tuple[str, ...]]] = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
 }
+OPTIONS: Final[dict[str, dict[str, str]]] = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # the proved error bound is that of float32
 DEVICES: Final[dict[str, str]] = {"CUDAExecutionProvider": "cuda", "CPUExecutionProvider": "cpu"}
 
 _TYPES: Final[dict[str, str]] = {
@@ -141,7 +142,9 @@ def _open(model: bytes, settings: Settings) -> Any:
     options.log_severity_level = 4  # what goes wrong is raised, and logged by whoever catches it
     have = ort.get_available_providers()
     try:
-        return ort.InferenceSession(model, options, providers=[name for name in PROVIDERS[settings.device] if name in have])
+        return ort.InferenceSession(
+            model, options, providers=[(name, OPTIONS.get(name, {})) for name in PROVIDERS[settings.device] if name in have]
+        )
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here, some only RuntimeError
         raise CorruptError(f"ONNX Runtime cannot load the model: {str(error)[:500]}") from None
 
