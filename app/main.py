@@ -109,9 +109,14 @@ def _api(settings: Settings, judged_by: Access, registry: Registry, catalog: Cat
 def _tasks(settings: Settings, registry: Registry, catalog: Catalog) -> Iterator[asyncio.Task[None]]:
     """Start what runs beside the requests."""
     yield asyncio.create_task(follow(registry, catalog))
-    yield asyncio.create_task(asyncio.to_thread(collect, registry.database, registry.blobs))  # what a crash left behind
+    yield asyncio.create_task(_tidy(registry))
     if settings.worker == "local":
         yield asyncio.create_task(create_dispatcher(settings, registry.database).run())
+
+
+async def _tidy(registry: Registry) -> None:
+    """Free what a crash left behind."""
+    await asyncio.to_thread(collect, registry.database, registry.blobs)
 
 
 @contextmanager

@@ -45,6 +45,13 @@ class Stack:
         return answer.json()
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder and prints nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
@@ -57,11 +64,12 @@ def wheels():
     if not folders:
         yield {}
         return
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folders[0])
+    handler = functools.partial(Quiet, directory=folders[0])
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield {"PIP_FIND_LINKS": f"http://127.0.0.1:{server.server_port}/"}
     server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")
