@@ -1,6 +1,5 @@
 """What an export says to the person who ran it."""
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +11,6 @@ def print_report(manifest: Manifest, console: Console) -> None:
     table = Table(
         title="sigma per layer (the estimate is a lower bound; folded is audited in the bytes)",
         title_justify="left",
-        box=SIMPLE_HEAD,
         pad_edge=False,
     )
     for column in ("layer", "kind", "shape", "norm", "estimate", "upper", "folded", "target"):
@@ -25,14 +23,17 @@ def print_report(manifest: Manifest, console: Console) -> None:
     console.print(table)
     lipschitz = manifest.lipschitz
     if lipschitz.bound is None:
-        console.print(f"no Lipschitz bound: {lipschitz.reason}")
+        console.print(f"no Lipschitz bound: {lipschitz.reason}", soft_wrap=True)
     else:
-        console.print(f"Lipschitz bound (L2, method {lipschitz.method}, proved of the file's bytes): {lipschitz.bound:.9g}")
+        console.print(f"Lipschitz bound (L2, method {lipschitz.method}, proved of the file's bytes): {lipschitz.bound:.9g}", soft_wrap=True)
     seen = manifest.verification
     kind = "real" if seen.get("real_inputs") else "random"
     console.print(
         f"ONNX Runtime against the folded model on {seen['inputs']:.0f} {kind} inputs: largest difference {seen['max_abs_error']:.2e}"
     )
-    console.print(f"against the trained model: sigma lag {seen['sigma_lag']:.2e}, largest shift of an output {seen['logit_shift']:.2e}")
+    console.print(
+        f"against the trained model: sigma lag {seen['sigma_lag']:.2e}, largest shift of an output {seen['logit_shift']:.2e}",
+        soft_wrap=True,
+    )
     if "accuracy_trained" in seen:
-        console.print(f"accuracy: trained {seen['accuracy_trained']:.4f}, folded {seen['accuracy_folded']:.4f}")
+        console.print(f"accuracy: trained {seen['accuracy_trained']:.4f}, folded {seen['accuracy_folded']:.4f}", soft_wrap=True)
