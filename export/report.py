@@ -11,7 +11,8 @@ def print_report(manifest: Manifest, console: Console) -> None:
     table = Table(
         title="sigma per layer (the estimate is a lower bound; folded is audited in the bytes)",
         title_justify="left",
-        pad_edge=False,
+        box=None,
+        padding=(0, 2, 0, 0),
     )
     for column in ("layer", "kind", "shape", "norm", "estimate", "upper", "folded", "target"):
         table.add_column(column, justify="left" if column in {"layer", "kind", "norm"} else "right", no_wrap=True)
