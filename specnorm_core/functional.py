@@ -15,6 +15,9 @@ GradientMode = Literal["full", "simplified"]
 Constraint = Literal["unit", "cap"]
 LinearMap = Callable[[Tensor], Tensor]
 
+SMALL = 8
+"""A batch is small where this many times its rows are at most the width of the input."""
+
 GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {"full": lambda sigma: sigma, "simplified": torch.Tensor.detach}
 """How sigma enters the graph: as a function of the weight, or as a constant."""
 
@@ -86,19 +89,38 @@ class _FusedLinear(torch.autograd.Function):
             scale = CONSTRAINTS[constraint](sigma, target)
         rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
         full = mode == "full" and ctx.needs_input_grad[1]
-        dx = (g @ weight) * scale if ctx.needs_input_grad[0] or full else None
+        dx = _scaled(g @ weight, scale) if ctx.needs_input_grad[0] or full else None
         dw = db = None
         if ctx.needs_input_grad[1]:
-            dw = (g_rows.T @ rows) * scale
-            if full:
+            lam = None
+            if dx is not None and full:
                 # lam = <g, y_hat> = <dL/dx, x> needs nothing of the forward pass and no bias bookkeeping.
                 lam = (dx * x).sum() / sigma
                 if constraint == "cap":
                     lam = torch.where(sigma > target, lam, torch.zeros_like(lam))
-                dw = torch.addr(dw, u * -lam, v) if torch.is_grad_enabled() else dw.addr_(u * -lam, v)
+            dw = _weight_gradient(g_rows, rows, scale, lam, (u, v))
         if has_bias and ctx.needs_input_grad[2]:
             db = g_rows.sum(dim=0)
         return (dx if ctx.needs_input_grad[0] else None), dw, db, None, None, None, None, None
+
+
+def _scaled(product: Tensor, scale: Tensor) -> Tensor:
+    """Return ``product * scale``, in its own memory unless it must be differentiated."""
+    return product * scale if torch.is_grad_enabled() else product.mul_(scale)
+
+
+def _weight_gradient(g: Tensor, x: Tensor, scale: Tensor, lam: Tensor | None, pair: tuple[Tensor, Tensor]) -> Tensor:
+    """Return ``scale G' X - lam u v'``, ``(m, n)``; without the second term where ``lam`` is None.
+
+    Every pass over an ``m x n`` result costs as much as the product of a small batch. There the rank-one term rides along as one more row
+    of the product, which copies x and g; of a large batch, whose copies would cost memory, it is added in place.
+    """
+    if lam is None:
+        return (g * scale).T @ x if len(x) * SMALL <= x.shape[1] else _scaled(g.T @ x, scale)
+    u, v = pair
+    if len(x) * SMALL <= x.shape[1] or torch.is_grad_enabled():
+        return torch.cat([g * scale, (u * -lam)[None]]).T @ torch.cat([x, v[None]])
+    return (g.T @ x).mul_(scale).addr_(u * -lam, v)
 
 
 def linear(

@@ -79,10 +79,11 @@ def test_the_fused_and_the_composite_path_agree(mode, constraint):
 
 
 @pytest.mark.parametrize("mode", ["full", "simplified"])
-def test_a_linear_layer_s_gradient_is_the_closed_form(mode):
-    layer = sn.SpectralLinear(6, 4, gradient_mode=mode).double()
+@pytest.mark.parametrize("batch", [1, 2, 5, 100])
+def test_a_linear_layer_s_gradient_is_the_closed_form_in_small_and_large_batches(mode, batch):
+    layer = sn.SpectralLinear(16, 4, gradient_mode=mode).double()
     converge(layer, tolerance=1e-15)
-    x, g = torch.randn(5, 6, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    x, g = torch.randn(batch, 16, dtype=torch.float64), torch.randn(batch, 4, dtype=torch.float64)
     layer(x).backward(g)
     torch.testing.assert_close(layer.weight.grad, getattr(gradients, mode)(layer.weight.detach(), *layer.pair, x, g))
     torch.testing.assert_close(layer.bias.grad, g.sum(dim=0))
