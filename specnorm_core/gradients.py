@@ -5,8 +5,15 @@ differ in one term: ``full`` is the gradient of the loss, ``simplified`` holds s
 normalization for GANs), equations 10 to 12, keep the term that ``simplified`` drops.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from specnorm_core.layers import SpectralLinear
+
+Activations = Tensor | list[Tensor]
 
 
 def sigma(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -44,6 +51,11 @@ def full_jacobian(weight: Tensor, u: Tensor, v: Tensor, x: Tensor) -> Tensor:
     return (product_jacobian(weight, x) - torch.einsum("i,j,k->ijk", y_hat, u, v)) / s
 
 
+def input_gradient(weight: Tensor, u: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    """Return ``dL/dx = G W / s``, ``(B, n)``, the same in both modes; ``g (B, m)``."""
+    return (g @ weight) / sigma(weight, u, v)
+
+
 def full(weight: Tensor, u: Tensor, v: Tensor, x: Tensor, g: Tensor) -> Tensor:
     """Return the exact ``dL/dW = (G' X - Lam u v') / s`` with ``Lam = sum_b <g_b, y_hat_b>``; ``x (B, n)``, ``g (B, m)``."""
     s = sigma(weight, u, v)
@@ -66,3 +78,41 @@ def full_per_sample(weight: Tensor, u: Tensor, v: Tensor, x: Tensor, g: Tensor) 
 def simplified_per_sample(weight: Tensor, u: Tensor, v: Tensor, x: Tensor, g: Tensor) -> Tensor:
     """Return ``g_b x_b' / s`` for each sample, ``(B, m, n)``; its sum over b is :func:`simplified`."""
     return torch.einsum("bi,bj->bij", g, x) / sigma(weight, u, v)
+
+
+def full_sampler(module: "SpectralLinear", activations: Activations, backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Return the exact per-sample gradients of a linear layer's parameters, as Opacus' grad samplers do.
+
+    Args:
+        module: the layer, with constraint ``unit`` and any target c (which multiplies the gradient).
+        activations: its input ``(B, n)`` or ``(B, ..., n)``, or a list that begins with it; positions of one sample are summed over.
+        backprops: ``dL/dy``, ``(B, m)`` or ``(B, ..., m)``.
+
+    Raises:
+        ValueError: the constraint is not ``unit``.
+    """
+    return _sample(module, activations, backprops, corrected=True)
+
+
+def simplified_sampler(module: "SpectralLinear", activations: Activations, backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Return per-sample gradients with sigma held constant; arguments as in :func:`full_sampler`."""
+    return _sample(module, activations, backprops, corrected=False)
+
+
+@torch.no_grad()
+def _sample(module: "SpectralLinear", activations: Activations, backprops: Tensor, *, corrected: bool) -> dict[nn.Parameter, Tensor]:
+    """``(c/s) (sum_t g_bt x_bt' - lam_b u v')`` with ``lam_b = sum_t <g_bt, W x_bt> / s``; t are the positions of sample b."""
+    if module.constraint != "unit":
+        raise ValueError(f"the derivation is of the constraint unit, W c / sigma; the layer has {module.constraint!r}")
+    x = activations[0] if isinstance(activations, list) else activations
+    x, g = x.reshape(len(x), -1, x.shape[-1]), backprops.reshape(len(x), -1, backprops.shape[-1])
+    u, v = module.pair
+    s = sigma(module.weight, u, v)
+    weight = torch.einsum("bti,btj->bij", g, x)
+    if corrected:
+        lam = torch.einsum("bti,bti->b", g, x @ module.weight.T) / s
+        weight = weight - torch.einsum("b,i,j->bij", lam, u, v)
+    found: dict[nn.Parameter, Tensor] = {module.weight: weight * (module.target / s)}
+    if module.bias is not None:
+        found[module.bias] = g.sum(dim=1)
+    return found

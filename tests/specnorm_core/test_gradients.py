@@ -113,3 +113,46 @@ def test_the_seed_s_correction_term_is_no_gradient():
     exact = gradients.full(W, u, v, x, g)
     assert float((seed - exact).norm() / exact.norm()) > 0.1
     assert float((gradients.simplified(W, u, v, x, g) - exact).norm() / exact.norm()) > 0.01
+
+
+@pytest.mark.parametrize("mode", ["full", "simplified"])
+@settings(max_examples=20, deadline=None)
+@given(shapes, st.sampled_from([(), (3,), (2, 2)]), st.sampled_from([1.0, 0.7]))
+def test_the_samplers_give_the_gradients_of_micro_batches_of_one(mode, shape, positions, target):
+    import specnorm_core as sn
+
+    m, n, batch, seed = shape
+    torch.manual_seed(seed)
+    layer = sn.SpectralLinear(n, m, gradient_mode=mode, target=target).double()
+    x = torch.randn(batch, *positions, n, dtype=torch.float64)
+    g = torch.randn(batch, *positions, m, dtype=torch.float64)
+    found = getattr(gradients, f"{mode}_sampler")(layer, [x], g)
+    assert set(found) == set(layer.parameters())
+    for b in range(batch):
+        layer.zero_grad()
+        layer(x[b : b + 1]).backward(g[b : b + 1])
+        for parameter, samples in found.items():
+            assert samples.shape == (batch, *parameter.shape)
+            assert close(samples[b], parameter.grad, 1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(shapes)
+def test_the_gradient_of_the_input_is_the_same_in_both_modes(shape):
+    W, u, v, x, g = case(*shape)
+    x = x.requires_grad_()
+    (g * (x @ W.T / top(W))).sum().backward()
+    assert close(gradients.input_gradient(W, u, v, g), x.grad)
+    # lam = <g, y_hat> is <dL/dx, x>: nothing of the forward pass is needed for it.
+    assert float((x.grad * x).sum().detach()) == pytest.approx(float(((g * (x @ W.T)).sum() / top(W)).detach()), rel=1e-9, abs=1e-12)
+
+
+def test_the_correction_s_share_does_not_change_when_the_weight_is_scaled():
+    """ "sigma is about 1, so the term is small" is wrong: power iteration normalises W / s, never W."""
+    W, u, v, x, g = case(6, 5, 3, 1)
+    shares = []
+    for factor in (0.01, 1.0, 100.0):
+        exact, dropped = (function(W * factor, u, v, x, g) for function in (gradients.full, gradients.simplified))
+        shares.append(float((exact - dropped).norm() / dropped.norm()))
+    assert shares == pytest.approx([shares[0]] * 3, rel=1e-9)
+    assert shares[0] > 0.01
