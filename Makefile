@@ -33,10 +33,11 @@ format:  ## Mend what `check` would complain of, as far as a tool can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench:  ## Requests per second over HTTP, and the cost of the layers
+bench:  ## Requests per second over HTTP, the cost of the layers and of the bounds
 	$(SETUP) .venv cpu,train,test
 	$(BIN)/python bench/infer.py $(ARGS)
 	$(BIN)/python bench/layers.py
+	$(BIN)/python bench/bounds.py
 
 docs:  ## Write the reference pages that the code itself tells
 	$(SETUP) .venv cpu,train
