@@ -78,7 +78,7 @@ class Layer(Frozen):
     kind: str
     shape: tuple[int, ...]
     norm: Literal["operator", "matricised"]
-    constraint: Literal["unit", "cap", "none"]
+    constraint: Literal["unit", "cap", "orthogonal", "none"]
     target: float
     sigma_estimate: float
     sigma_upper: float

@@ -11,6 +11,7 @@ from specnorm_core import bounds
 from specnorm_core.architecture import Network
 from specnorm_core.layers import SpectralConv2d, SpectralLayer, SpectralLinear
 from specnorm_core.norms import matrix, operator_sigma_upper, sigma, sigma_upper, spectral_layers
+from specnorm_core.orthogonal import OrthogonalLinear, bjorck
 
 HAIR = 1 + 2.0**-21
 """What sigma_upper is multiplied with before the division, so that rounding to float32 does not end above the target."""
@@ -78,6 +79,9 @@ def _divide(layer: SpectralLayer, upper: float) -> Tensor:
     if layer.constraint == "cap" and upper <= layer.target:
         return layer.weight.detach().float()
     weight = layer.weight.detach().double()
+    if isinstance(layer, OrthogonalLinear):
+        weight = bjorck(weight / upper, layer.iterations)
+        upper = bounds.sigma_upper(weight.cpu().numpy())
     divisor = upper * HAIR / layer.target
     for _ in range(8):
         folded = (weight / divisor).float()
@@ -97,7 +101,7 @@ def _plain_conv2d(layer: SpectralConv2d) -> nn.Module:
     return nn.Conv2d(within * layer.groups, out, (kernel[0], kernel[1]), bias=layer.bias is not None, **options)  # type: ignore[arg-type]  # pairs
 
 
-PLAIN: dict[type[SpectralLayer], Any] = {SpectralLinear: _plain_linear, SpectralConv2d: _plain_conv2d}
+PLAIN: dict[type[SpectralLayer], Any] = {SpectralLinear: _plain_linear, OrthogonalLinear: _plain_linear, SpectralConv2d: _plain_conv2d}
 
 
 def _plain(layer: SpectralLayer, weight: Tensor) -> nn.Module:

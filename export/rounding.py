@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from specnorm_core import bounds
-from specnorm_core.activations import GroupSort
+from specnorm_core.activations import FullSort, GroupSort, lipschitz
 from specnorm_core.architecture import Network
 
 UNIT = 2.0**-24
@@ -37,6 +37,10 @@ class Affine:
     def times(self, factor: float) -> "Affine":
         """Return ``factor`` times this."""
         return Affine(self.slope * factor * UP, self.offset * factor * UP)
+
+
+EXACT = (nn.ReLU, GroupSort, FullSort, nn.Flatten, nn.Unflatten)
+"""Layers that select or move numbers: they add no error."""
 
 
 class UnboundedError(ValueError):
@@ -79,7 +83,13 @@ def error_bound(folded: Network, sigmas: dict[str, float]) -> Affine:
             )
             error = error.times(sigmas[name]) + local
             size = size.times(sigmas[name]) + bias + local
-        elif not isinstance(layer, nn.ReLU | GroupSort | nn.Flatten | nn.Unflatten):  # these select or move, which is exact
+        elif isinstance(layer, nn.LeakyReLU):
+            # One rounded product, and the slope itself is rounded to float32.
+            local = size.times(abs(layer.negative_slope) * gamma(2)) + Affine(0.0, TINY * math.prod(y.shape))
+            error = error.times(lipschitz(layer)) + local
+            size = size.times(lipschitz(layer)) + local
+        elif not isinstance(layer, EXACT):
+            # Tanh and the like: nothing is proved of how accurately a runtime computes them.
             raise UnboundedError(f"no rounding error bound is known for layer {name!r} ({type(layer).__name__})")
         x = y
     return error

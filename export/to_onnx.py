@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export.rounding import Affine
-from specnorm_core.activations import GroupSort
+from specnorm_core.activations import FullSort, GroupSort
 from specnorm_core.architecture import Network
 
 OPSET = 18
@@ -73,12 +73,17 @@ def _reshape(graph: Graph, source: str, name: str, shape: list[int]) -> str:
     return graph.node("Reshape", [source, graph.weight(f"{name}.shape", np.array(shape, dtype=np.int64))], name)
 
 
-def _sort(graph: Graph, name: str, layer: GroupSort, shape: tuple[int, ...]) -> str:
-    """MaxMin: (B, C, ...) → (B, C/2, 2, ...) → max and min over the pairs → back."""
-    if layer.size != 2:
-        raise GraphError(f"layer {name!r}: GroupSort of size {layer.size} has no form in the graph; use size 2")
+def _sort(graph: Graph, name: str, size: int, shape: tuple[int, ...]) -> str:
+    """Sort groups: (B, C, ...) → (B, C/size, size, ...) → TopK of all → back; MaxMin takes max and min over the pairs, which costs less."""
     channels, *rest = shape
-    pairs = _reshape(graph, graph.at, f"{name}.pairs", [0, channels // 2, 2, *rest])
+    if size == 1:  # FullSort of one feature
+        return graph.node("Identity", [graph.at], name)
+    pairs = _reshape(graph, graph.at, f"{name}.groups", [0, channels // size, size, *rest])
+    if size > 2:
+        everything = graph.weight(f"{name}.size", np.array([size], dtype=np.int64))
+        outputs = [f"{name}.sorted", f"{name}.order"]
+        graph.nodes.append(helper.make_node("TopK", [pairs, everything], outputs, name=outputs[0], axis=2))
+        return _reshape(graph, outputs[0], name, [0, channels, *rest])
     axes = graph.weight(f"{name}.axes", np.array([2], dtype=np.int64))
     high = graph.node("ReduceMax", [pairs, axes], f"{name}.max", keepdims=1)
     low = graph.node("ReduceMin", [pairs, axes], f"{name}.min", keepdims=1)
@@ -91,7 +96,11 @@ WRITERS: dict[type[nn.Module], Callable[[Graph, str, Any, tuple[int, ...]], str]
     nn.ReLU: lambda graph, name, layer, shape: graph.node("Relu", [graph.at], name),
     nn.Flatten: lambda graph, name, layer, shape: _reshape(graph, graph.at, name, [0, math.prod(shape)]),
     nn.Unflatten: lambda graph, name, layer, shape: _reshape(graph, graph.at, name, [0, *layer.unflattened_size]),
-    GroupSort: _sort,
+    GroupSort: lambda graph, name, layer, shape: _sort(graph, name, layer.size, shape),
+    FullSort: lambda graph, name, layer, shape: _sort(graph, name, shape[0], shape),
+    nn.LeakyReLU: lambda graph, name, layer, shape: graph.node("LeakyRelu", [graph.at], name, alpha=float(layer.negative_slope)),
+    nn.Tanh: lambda graph, name, layer, shape: graph.node("Tanh", [graph.at], name),
+    nn.Softplus: lambda graph, name, layer, shape: graph.node("Softplus", [graph.at], name),
 }
 
 

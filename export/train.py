@@ -16,7 +16,7 @@ from export import bundle
 from export.bundle import InputDomain, Manifest, Training
 from export.pipeline import export_bundle
 from export.report import print_report
-from specnorm_core.architecture import PRESETS, Architecture, Network, build, preset
+from specnorm_core.architecture import ACTIVATIONS, PRESETS, Architecture, Network, build, preset
 from specnorm_core.data import DataError, Dataset, load
 from specnorm_core.functional import GRADIENTS
 from specnorm_core.training import DivergedError, Fit, Hyperparameters
@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="specnorm train", description="Train a spectral-normalised network and write its bundle.")
     parser.add_argument("--data", required=True, help="'digits', or a file of .jsonl, .csv or .npz")
     parser.add_argument("--arch", default="mlp", help=f"{', '.join(sorted(PRESETS))}, or a file of architecture as JSON")
-    parser.add_argument("--activation", default="groupsort", help="groupsort or relu")
+    parser.add_argument("--activation", default="groupsort", help=", ".join(sorted(ACTIVATIONS)))
     parser.add_argument("--gradient-mode", default="full", choices=sorted(GRADIENTS))
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -8,9 +8,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from specnorm_core.activations import GroupSort
+from specnorm_core.activations import FullSort, GroupSort
 from specnorm_core.functional import Constraint, GradientMode
 from specnorm_core.layers import Norm, SpectralConv2d, SpectralLinear, choose
+from specnorm_core.orthogonal import ITERATIONS, OrthogonalLinear
 
 Pair = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
@@ -42,6 +43,17 @@ class Linear(Spectral):
     features: int = Field(ge=1, le=2**16)
 
 
+class Orthogonal(Spec):
+    """``OrthogonalLinear``."""
+
+    kind: Literal["orthogonal"] = "orthogonal"
+    features: int = Field(ge=1, le=2**16)
+    bias: bool = True
+    gradient_mode: GradientMode = "full"
+    target: float = Field(default=1.0, gt=0)
+    iterations: int = Field(default=ITERATIONS, ge=1, le=100)
+
+
 class Conv2d(Spectral):
     """``SpectralConv2d``."""
 
@@ -56,13 +68,38 @@ class Sort(Spec):
     """``GroupSort``."""
 
     kind: Literal["groupsort"] = "groupsort"
-    size: Literal[2] = 2
+    size: int = Field(default=2, ge=2, le=2**16)
+
+
+class Sorted(Spec):
+    """``FullSort``."""
+
+    kind: Literal["fullsort"] = "fullsort"
 
 
 class Relu(Spec):
     """``ReLU``."""
 
     kind: Literal["relu"] = "relu"
+
+
+class LeakyRelu(Spec):
+    """``LeakyReLU``; at slopes up to 1 its constant is 1."""
+
+    kind: Literal["leakyrelu"] = "leakyrelu"
+    slope: float = Field(default=0.01, ge=0, le=1)
+
+
+class Tanh(Spec):
+    """``Tanh``: the function has the constant 1, its computed values have no proved accuracy, so there is no certified radius."""
+
+    kind: Literal["tanh"] = "tanh"
+
+
+class Softplus(Spec):
+    """``Softplus``: as for ``Tanh``, a bound and no certified radius."""
+
+    kind: Literal["softplus"] = "softplus"
 
 
 class Flatten(Spec):
@@ -78,7 +115,8 @@ class Unflatten(Spec):
     shape: tuple[int, int, int]
 
 
-LayerSpec = Annotated[Linear | Conv2d | Sort | Relu | Flatten | Unflatten, Field(discriminator="kind")]
+Activation = Sort | Sorted | Relu | LeakyRelu | Tanh | Softplus
+LayerSpec = Annotated[Linear | Orthogonal | Conv2d | Activation | Flatten | Unflatten, Field(discriminator="kind")]
 
 
 class Architecture(Spec):
@@ -91,7 +129,9 @@ class Architecture(Spec):
 
     def with_gradient_mode(self, mode: GradientMode) -> "Architecture":
         """Return the same network with every spectral layer in ``mode``."""
-        layers = tuple(layer.model_copy(update={"gradient_mode": mode}) if isinstance(layer, Spectral) else layer for layer in self.layers)
+        layers = tuple(
+            layer.model_copy(update={"gradient_mode": mode}) if isinstance(layer, Spectral | Orthogonal) else layer for layer in self.layers
+        )
         return self.model_copy(update={"layers": layers})
 
 
@@ -120,6 +160,12 @@ Shape = tuple[int, ...]
 def _linear(spec: Linear, shape: Shape) -> tuple[nn.Module, Shape]:
     (features,) = _expect(spec, shape, 1)
     return SpectralLinear(features, spec.features, **spec.options()), (spec.features,)  # type: ignore[arg-type]  # checked by pydantic
+
+
+def _orthogonal(spec: Orthogonal, shape: Shape) -> tuple[nn.Module, Shape]:
+    (features,) = _expect(spec, shape, 1)
+    options = spec.model_dump(include={"bias", "gradient_mode", "target", "iterations"})
+    return OrthogonalLinear(features, spec.features, **options), (spec.features,)
 
 
 def _conv2d(spec: Conv2d, shape: Shape) -> tuple[nn.Module, Shape]:
@@ -154,9 +200,14 @@ def _expect(spec: Spec, shape: Shape, rank: int) -> Shape:
 
 BUILDERS: dict[type[Spec], Callable[..., tuple[nn.Module, Shape]]] = {
     Linear: _linear,
+    Orthogonal: _orthogonal,
     Conv2d: _conv2d,
     Sort: _sort,
+    Sorted: lambda spec, shape: (FullSort(), shape),
     Relu: lambda spec, shape: (nn.ReLU(), shape),
+    LeakyRelu: lambda spec, shape: (nn.LeakyReLU(spec.slope), shape),
+    Tanh: lambda spec, shape: (nn.Tanh(), shape),
+    Softplus: lambda spec, shape: (nn.Softplus(), shape),
     Flatten: lambda spec, shape: (nn.Flatten(), (math.prod(shape),)),
     Unflatten: _unflatten,
 }
@@ -182,20 +233,20 @@ def build(architecture: Architecture, *, seed: int | None = None) -> Network:
     return Network(layers, shift=architecture.shift, scale=architecture.scale, input_shape=architecture.input_shape, output_shape=shape)
 
 
-ACTIVATIONS: dict[str, Sort | Relu] = {"groupsort": Sort(), "relu": Relu()}
+ACTIVATIONS: dict[str, Activation] = {spec.kind: spec for spec in (Sort(), Sorted(), Relu(), LeakyRelu(), Tanh(), Softplus())}
 
 
-def _mlp(widths: tuple[int, ...]) -> Callable[..., tuple[LayerSpec, ...]]:
-    def layers(shape: Shape, outputs: int, activation: Sort | Relu) -> tuple[LayerSpec, ...]:
+def _mlp(widths: tuple[int, ...], dense: type[Linear | Orthogonal] = Linear) -> Callable[..., tuple[LayerSpec, ...]]:
+    def layers(shape: Shape, outputs: int, activation: Activation) -> tuple[LayerSpec, ...]:
         hidden: list[LayerSpec] = [] if len(shape) == 1 else [Flatten()]
         for width in widths:
-            hidden += [Linear(features=width), activation]
-        return (*hidden, Linear(features=outputs))
+            hidden += [dense(features=width), activation]
+        return (*hidden, dense(features=outputs))
 
     return layers
 
 
-def _cnn(shape: Shape, outputs: int, activation: Sort | Relu) -> tuple[LayerSpec, ...]:
+def _cnn(shape: Shape, outputs: int, activation: Activation) -> tuple[LayerSpec, ...]:
     first: tuple[LayerSpec, ...] = ()
     if len(shape) == 1:
         side = math.isqrt(shape[0])
@@ -210,7 +261,12 @@ def _cnn(shape: Shape, outputs: int, activation: Sort | Relu) -> tuple[LayerSpec
     )  # fmt: skip
 
 
-PRESETS: dict[str, Callable[..., tuple[LayerSpec, ...]]] = {"mlp-small": _mlp((64,)), "mlp": _mlp((128, 128)), "cnn": _cnn}
+PRESETS: dict[str, Callable[..., tuple[LayerSpec, ...]]] = {
+    "mlp-small": _mlp((64,)),
+    "mlp": _mlp((128, 128)),
+    "mlp-orthogonal": _mlp((128, 128), Orthogonal),
+    "cnn": _cnn,
+}
 
 
 def preset(

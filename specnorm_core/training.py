@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from specnorm_core.data import Dataset
 from specnorm_core.functional import GradientMode
+from specnorm_core.losses import LOSSES
 from specnorm_core.norms import converge, power_iteration, spectral_layers
 
 CHECK_EVERY = 16
@@ -62,18 +63,6 @@ class StepRecord(BaseModel):
     seconds: float
 
 
-def _margin(logits: Tensor, y: Tensor, margin: float) -> Tensor:
-    """Multi-class hinge: how far the true logit falls short of ``margin`` above the best other one."""
-    true = logits.gather(1, y[:, None])
-    others = logits.scatter(1, y[:, None], -torch.inf).amax(dim=1, keepdim=True)
-    return F.relu(margin - (true - others)).mean()
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor, Hyperparameters], Tensor]] = {
-    "cross_entropy": lambda out, y, options: F.cross_entropy(out * options.temperature, y),
-    "margin": lambda out, y, options: _margin(out * options.temperature, y, options.margin),
-    "mse": lambda out, y, options: F.mse_loss(out.squeeze(-1), y.to(out.dtype)),
-}
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": lambda parameters, lr, weight_decay: torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=0.9),

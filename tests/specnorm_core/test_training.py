@@ -100,5 +100,5 @@ def test_an_architecture_that_does_not_fit_together_names_the_layer():
 
     with pytest.raises(ValueError, match="layer 1: groupsort needs"):
         sn.build(sn.Architecture(input_shape=(4,), layers=(Linear(features=3), Sort())))
-    with pytest.raises(ValueError, match="cnn, mlp, mlp-small; got 'vgg'"):
+    with pytest.raises(ValueError, match="cnn, mlp, mlp-orthogonal, mlp-small; got 'vgg'"):
         sn.preset("vgg", (64,), 10)

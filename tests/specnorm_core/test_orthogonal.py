@@ -1,0 +1,127 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import specnorm_core as sn
+from specnorm_core.data import load
+from specnorm_core.losses import margins
+from specnorm_core.orthogonal import OrthogonalLinear, bjorck
+
+SHAPES = [(5, 5), (3, 8), (8, 3), (1, 6), (6, 1), (1, 1)]
+
+
+def skewed(m, n, **options):
+    """A layer whose weight is well off the orthogonal ones, its pair fresh."""
+    torch.manual_seed(0)
+    layer = OrthogonalLinear(n, m, **options).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(m, n, dtype=torch.float64) + torch.eye(m, n, dtype=torch.float64) * 3)
+    return layer.rederive(200)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_every_singular_value_of_the_effective_weight_is_one_and_it_is_the_polar_factor(shape, scale):
+    layer = skewed(*shape)
+    with torch.no_grad():
+        layer.weight *= scale
+    layer.rederive(200)
+    u, _, v = torch.linalg.svd(layer.weight.detach(), full_matrices=False)
+    effective = layer.orthonormal().detach()
+    torch.testing.assert_close(torch.linalg.svdvals(effective), torch.ones(min(shape), dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(effective, u @ v, atol=1e-9, rtol=0)
+
+
+def test_the_forward_pass_is_that_weight_and_changes_nothing():
+    layer = skewed(4, 6, target=0.5)
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    before = [part.clone() for part in (*layer.pair, layer.weight, layer.bias)]
+    once, again = layer(x), layer(x)
+    assert torch.equal(once, again)
+    torch.testing.assert_close(once, x @ (layer.orthonormal().T * 0.5) + layer.bias)
+    assert all(torch.equal(a, b) for a, b in zip(before, (*layer.pair, layer.weight, layer.bias), strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_is_that_of_the_iterations_and_has_no_part_along_the_weight(shape):
+    layer = skewed(*shape)
+    x = torch.randn(4, shape[1], dtype=torch.float64)
+
+    def output(weight):
+        return torch.func.functional_call(layer, {"weight": weight}, (x,))
+
+    layer.eval()  # the weight that is passed in is not the one whose changes are counted
+    weight = layer.weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(output, (weight,))
+    (gradient,) = torch.autograd.grad(output(weight).square().sum() + output(weight).sum(), weight)
+    assert abs(float((gradient * weight.detach()).sum())) < 1e-7 * float(gradient.norm() * weight.detach().norm()) + 1e-9
+
+
+def test_its_state_dict_is_that_of_the_plain_layer_and_starts_orthogonal():
+    layer, plain = OrthogonalLinear(6, 4), nn.Linear(6, 4)
+    assert {k: v.shape for k, v in layer.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(4), atol=1e-6, rtol=0)
+    plain.load_state_dict(layer.state_dict())
+    other = OrthogonalLinear(6, 4)
+    other.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(other(x), layer(x))
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+
+
+def test_no_iteration_count_lets_a_singular_value_exceed_one():
+    s = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    for iterations in (1, 2, 5, 12):
+        assert float(torch.linalg.svdvals(bjorck(torch.diag(s), iterations))[0]) <= 1 + 1e-15
+
+
+def test_bad_options_and_a_zero_weight_are_refused():
+    with pytest.raises(ValueError, match="iterations must be at least 1"):
+        OrthogonalLinear(2, 2, iterations=0)
+    layer = OrthogonalLinear(2, 2)
+    with torch.no_grad():
+        layer.weight.zero_()
+    with pytest.raises(ValueError, match="is zero"):
+        layer.rederive()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def network():
+    return sn.build(sn.preset("mlp-orthogonal", (64,), 10, shift=8.0, scale=0.125), seed=0)
+
+
+def test_it_learns_the_digits_with_the_margin_loss(digits):
+    rows, held_out = digits.split(0.2)
+    model = network()
+    options = sn.Hyperparameters(n_epochs=8, loss="margin", temperature=1.0, margin=1.0)
+    records = list(sn.Fit(model, rows, options, validation=held_out))
+    assert records[-1].accuracy > 0.93
+    for layer in model:
+        if isinstance(layer, OrthogonalLinear):
+            values = torch.linalg.svdvals(layer.orthonormal().detach())
+            torch.testing.assert_close(values, torch.ones_like(values), atol=1e-4, rtol=0)
+    with torch.no_grad():
+        assert (
+            float((margins(model(torch.from_numpy(held_out.x)), torch.from_numpy(held_out.y)) > 0).double().mean()) == records[-1].accuracy
+        )
+
+
+def test_a_resumed_run_of_orthogonal_layers_ends_with_the_same_bits(digits):
+    options = sn.Hyperparameters(n_epochs=1, loss="margin", margin=1.0, temperature=1.0)
+    whole = sn.Fit(network(), digits, options)
+    list(whole)
+    first = sn.Fit(network(), digits, options)
+    for record in first:
+        if record.step == 11:
+            break
+    second = sn.Fit(network(), digits, options, resume=first.checkpoint())
+    assert next(iter(second)).step == 12
+    list(second)
+    for (name, a), b in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
