@@ -35,7 +35,7 @@ def test_every_singular_value_of_the_effective_weight_is_one_and_it_is_the_polar
 
 
 def test_the_forward_pass_is_that_weight_and_changes_nothing():
-    layer = skewed(4, 6, target=0.5)
+    layer = skewed(4, 6, target=0.5).rederive(1)  # far from converged, so another step would show
     x = torch.randn(2, 3, 6, dtype=torch.float64)
     before = [part.clone() for part in (*layer.pair, layer.weight, layer.bias)]
     once, again = layer(x), layer(x)
@@ -57,6 +57,18 @@ def test_the_gradient_is_that_of_the_iterations_and_has_no_part_along_the_weight
     assert torch.autograd.gradcheck(output, (weight,))
     (gradient,) = torch.autograd.grad(output(weight).square().sum() + output(weight).sum(), weight)
     assert abs(float((gradient * weight.detach()).sum())) < 1e-7 * float(gradient.norm() * weight.detach().norm()) + 1e-9
+
+
+def test_far_from_orthogonal_the_gradient_passes_through_sigma_and_simplified_leaves_that_part_out():
+    layer = skewed(4, 6, iterations=1).eval()
+    weight, x = layer.weight.detach().clone().requires_grad_(), torch.randn(3, 6, dtype=torch.float64)
+
+    def output(weight):
+        return torch.func.functional_call(layer, {"weight": weight}, (x,))
+
+    assert torch.autograd.gradcheck(output, (weight,))
+    layer.gradient_mode = "simplified"
+    assert not torch.autograd.gradcheck(output, (weight,), raise_exception=False)
 
 
 def test_its_state_dict_is_that_of_the_plain_layer_and_starts_orthogonal():
