@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from specnorm_core import bounds, functional, gradients
     from specnorm_core.activations import GroupSort
     from specnorm_core.architecture import Architecture, build, preset
+    from specnorm_core.convert import ConversionWarning, load_torch_state_dict, plain, spectral_norm
+    from specnorm_core.incoming import ConversionError
     from specnorm_core.layers import SpectralConv2d, SpectralLayer, SpectralLinear
     from specnorm_core.norms import attach, power_iteration, sigma, sigma_upper
     from specnorm_core.training import DivergedError, Fit, Hyperparameters, StepRecord, fit
 
 _HOME = {
     "Architecture": "architecture",
+    "ConversionError": "incoming",
+    "ConversionWarning": "convert",
     "DivergedError": "training",
     "Fit": "training",
     "GroupSort": "activations",
@@ -27,16 +31,20 @@ _HOME = {
     "attach": "norms",
     "build": "architecture",
     "fit": "training",
+    "load_torch_state_dict": "convert",
+    "plain": "convert",
     "power_iteration": "norms",
     "preset": "architecture",
     "sigma": "norms",
     "sigma_upper": "norms",
+    "spectral_norm": "convert",
 }
 _MODULES = ("bounds", "functional", "gradients")
 
 __all__ = [
-    "Architecture", "DivergedError", "Fit", "GroupSort", "Hyperparameters", "SpectralConv2d", "SpectralLayer", "SpectralLinear",
-    "StepRecord", "attach", "bounds", "build", "fit", "functional", "gradients", "power_iteration", "preset", "sigma", "sigma_upper",
+    "Architecture", "ConversionError", "ConversionWarning", "DivergedError", "Fit", "GroupSort", "Hyperparameters", "SpectralConv2d",
+    "SpectralLayer", "SpectralLinear", "StepRecord", "attach", "bounds", "build", "fit", "functional", "gradients", "load_torch_state_dict",
+    "plain", "power_iteration", "preset", "sigma", "sigma_upper", "spectral_norm",
 ]  # fmt: skip
 
 
