@@ -98,6 +98,8 @@ def _plain_linear(layer: SpectralLinear) -> nn.Module:
 def _plain_conv2d(layer: SpectralConv2d) -> nn.Module:
     out, within, *kernel = layer.weight.shape
     options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
+    if layer.padding_mode != "zeros":
+        raise ValueError(f"an export writes no padding of mode {layer.padding_mode}")
     return nn.Conv2d(within * layer.groups, out, (kernel[0], kernel[1]), bias=layer.bias is not None, **options)  # type: ignore[arg-type]  # pairs
 
 
@@ -123,6 +125,9 @@ def _input_sizes(model: Network) -> dict[str, tuple[int, ...]]:
     for name, layer in model.eval().named_children():
         if isinstance(layer, SpectralConv2d):
             sizes[name] = tuple(x.shape[-2:])
-        x = layer(x)
+        try:
+            x = layer(x)
+        except ValueError as error:
+            raise FoldError(f"layer {name!r} cannot be folded: {error}") from None
     model.train(training)
     return sizes

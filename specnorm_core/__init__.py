@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from specnorm_core.architecture import Architecture, build, preset
     from specnorm_core.convert import ConversionWarning, load_torch_state_dict, plain, spectral_norm
     from specnorm_core.incoming import ConversionError
-    from specnorm_core.layers import SpectralConv2d, SpectralLayer, SpectralLinear
+    from specnorm_core.layers import (
+        SpectralConv1d,
+        SpectralConv2d,
+        SpectralConv3d,
+        SpectralConvTranspose2d,
+        SpectralEmbedding,
+        SpectralLayer,
+        SpectralLinear,
+    )
     from specnorm_core.norms import attach, power_iteration, sigma, sigma_upper
     from specnorm_core.training import DivergedError, Fit, Hyperparameters, StepRecord, fit
 
@@ -24,7 +32,11 @@ _HOME = {
     "Fit": "training",
     "GroupSort": "activations",
     "Hyperparameters": "training",
+    "SpectralConv1d": "layers",
     "SpectralConv2d": "layers",
+    "SpectralConv3d": "layers",
+    "SpectralConvTranspose2d": "layers",
+    "SpectralEmbedding": "layers",
     "SpectralLayer": "layers",
     "SpectralLinear": "layers",
     "StepRecord": "training",
@@ -42,9 +54,10 @@ _HOME = {
 _MODULES = ("bounds", "functional", "gradients")
 
 __all__ = [
-    "Architecture", "ConversionError", "ConversionWarning", "DivergedError", "Fit", "GroupSort", "Hyperparameters", "SpectralConv2d",
-    "SpectralLayer", "SpectralLinear", "StepRecord", "attach", "bounds", "build", "fit", "functional", "gradients", "load_torch_state_dict",
-    "plain", "power_iteration", "preset", "sigma", "sigma_upper", "spectral_norm",
+    "Architecture", "ConversionError", "ConversionWarning", "DivergedError", "Fit", "GroupSort", "Hyperparameters", "SpectralConv1d",
+    "SpectralConv2d", "SpectralConv3d", "SpectralConvTranspose2d", "SpectralEmbedding", "SpectralLayer", "SpectralLinear", "StepRecord",
+    "attach", "bounds", "build", "fit", "functional", "gradients", "load_torch_state_dict", "plain", "power_iteration", "preset", "sigma",
+    "sigma_upper", "spectral_norm",
 ]  # fmt: skip
 
 

@@ -27,6 +27,12 @@ CONSTRAINTS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 """What the weight is multiplied with: ``c / sigma``, or ``min(1, c / sigma)`` (SNGP, Liu et al. 2020)."""
 
+DIVISORS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "unit": lambda sigma, target: sigma / target,
+    "cap": lambda sigma, target: torch.clamp(sigma / target, min=1.0),
+}
+"""What the output is divided by: one over the scale of ``CONSTRAINTS``."""
+
 
 def unit(x: Tensor) -> Tensor:
     """Return ``x`` divided by its L2 norm, over all entries, at any scale that the type can hold.
@@ -57,10 +63,12 @@ def refine(forward: LinearMap, adjoint: LinearMap, u: Tensor, *, steps: int) -> 
 def composite(y: Tensor, sigma: Tensor, bias: Tensor | None, *, mode: str, constraint: str, target: float) -> Tensor:
     """Return ``y`` scaled as the constraint says, plus the bias; ``y`` is the raw map of the input, bias of ``y``'s channel shape.
 
-    The output is scaled instead of the weight, so ``W / sigma`` is never formed.
+    The output is scaled instead of the weight, so ``W / sigma`` is never formed. It is divided by sigma, not multiplied with its inverse,
+    whose derivative ``1 / sigma^2`` leaves the range of float32 at a sigma of 1e-20 or 1e20; and in float32 or wider, since float16 does
+    not reach ``1 / sigma`` either.
     """
-    scale = CONSTRAINTS[constraint](GRADIENTS[mode](sigma), target)
-    y = y * scale.to(y.dtype)
+    divisor = DIVISORS[constraint](GRADIENTS[mode](sigma), target)
+    y = y / divisor if y.dtype.itemsize >= 4 else (y.float() / divisor).to(y.dtype)
     return y if bias is None else y + bias.to(y.dtype)
 
 
@@ -128,8 +136,11 @@ def linear(
 ) -> Tensor:
     """Return ``x W' scale(u' W v) + b``; ``x (..., n)``, ``weight (m, n)``, ``u (m)``, ``v (n)``."""
     # Under autocast sigma stays in the weight's own type; torch.func and torch.compile need operations that they can see through.
-    if torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        sigma = torch.dot(u, torch.mv(weight.float() if weight.dtype.itemsize < 4 else weight, v))
+    # A weight stored in half precision has its sigma in float32.
+    half = weight.dtype.itemsize < 4
+    if half or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        with torch.autocast(x.device.type, enabled=False):
+            sigma = torch.dot(u, torch.mv(weight.float() if half else weight, v))
         return composite(F.linear(x, weight), sigma, bias, mode=mode, constraint=constraint, target=target)
     y: Tensor = _FusedLinear.apply(x, weight, bias, u, v, mode, constraint, target)  # type: ignore[no-untyped-call]  # torch gives it no types
     return y

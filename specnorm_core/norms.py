@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from specnorm_core import bounds, functional
-from specnorm_core.layers import SpectralConv2d, SpectralLayer
+from specnorm_core.layers import SpectralConvolution, SpectralLayer
 
 
 def spectral_layers(model: nn.Module) -> dict[str, SpectralLayer]:
@@ -39,13 +39,20 @@ def converge(model: nn.Module, *, tolerance: float = 1e-6, most: int = 2000) -> 
 
 
 def attach(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1) -> torch.utils.hooks.RemovableHandle:
-    """Refresh (u, v) of ``model`` after every ``optimizer.step()``; ``remove()`` of what is returned ends it."""
+    """Refresh (u, v) of ``model`` after every ``optimizer.step()``; ``remove()`` of what is returned ends it.
+
+    In a group of processes (u, v) are derived anew first, from the weights that all of them share: call it after
+    ``DistributedDataParallel`` has sent these round, and every process keeps the same pair.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for layer in spectral_layers(model).values():
+            layer.rederive()
     return optimizer.register_step_post_hook(lambda *_: power_iteration(model, steps))
 
 
 def matrix(layer: SpectralLayer) -> np.ndarray:
     """Return the weight of ``layer`` as a float64 matrix ``(out, rest)``."""
-    weight: np.ndarray = layer.weight.detach().double().flatten(1).cpu().numpy()
+    weight: np.ndarray = layer.matricise(layer.weight.detach().double()).cpu().numpy()
     return weight
 
 
@@ -66,7 +73,7 @@ def sigma_upper(of: SpectralLayer | Tensor) -> float:
     """Return a rigorous upper bound of sigma, rounding included, of a layer (in its own norm) or of a matrix ``(m, n)``."""
     if not isinstance(of, SpectralLayer):
         return bounds.sigma_upper(of.detach().double().cpu().numpy())
-    if isinstance(of, SpectralConv2d) and of.norm == "operator":
+    if isinstance(of, SpectralConvolution) and of.norm == "operator":
         return operator_sigma_upper(of, of.weight)
     return bounds.sigma_upper(matrix(of))
 
@@ -74,17 +81,21 @@ def sigma_upper(of: SpectralLayer | Tensor) -> float:
 def operator_sigma_upper(layer: SpectralLayer, weight: Tensor, input_size: tuple[int, ...] | None = None) -> float:
     """Return a rigorous upper bound of the norm of the *true* linear map of ``layer`` with ``weight`` in the place of its own.
 
-    ``input_size`` is the image size (h, w) of a convolution; without it, and without one of the layer's own, the bound holds for every
-    size.
+    ``input_size`` is the image size of a convolution, one entry per axis; without it, and without one of the layer's own, the bound holds
+    for every size. A transposed convolution is the adjoint of the convolution with the same kernel on images of the size of its output.
+
+    Raises:
+        ValueError: the weight is empty or not finite, or no bound is proved: circular padding wider than the window, size unknown.
     """
     array = weight.detach().double().cpu().numpy()
-    if not isinstance(layer, SpectralConv2d):
+    if not isinstance(layer, SpectralConvolution):
         return bounds.sigma_upper(array)
     return bounds.conv_sigma_upper(
         array,
-        input_size=layer.input_size or input_size,
+        input_size=layer.image_size(layer.input_size or input_size),
         stride=layer.stride,
         padding=layer.padding,
         dilation=layer.dilation,
         groups=layer.groups,
+        padding_mode=layer.padding_mode,
     )

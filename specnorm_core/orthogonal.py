@@ -73,7 +73,7 @@ class OrthogonalLinear(SpectralLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for ``x (..., n)``."""
-        self._warn_if_stale()
+        self._follow()
         with torch.autocast(x.device.type, enabled=False):
             weight = self.orthonormal() * self.target
         return F.linear(x, weight.to(self.weight.dtype), self.bias)

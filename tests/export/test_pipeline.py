@@ -215,7 +215,7 @@ def test_a_zero_weight_is_refused_with_the_layer_s_name(digits):
     model, _ = trained(digits, "mlp-small", "relu", epochs=1)
     with torch.no_grad():
         model[2].weight.zero_()
-    with pytest.raises(FoldError, match="layer '2' cannot be folded: its weight is zero"):
+    with pytest.raises(FoldError, match=r"layer '2' cannot be folded: .*weight.* is zero"):
         fold(model)
 
 
