@@ -7,20 +7,22 @@ under a parametrization, which ``copy`` or ``pickle`` refuses, is no hindrance.
 import copy
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from specnorm_core import functional
-from specnorm_core.counterparts import KINDS, bare_layer
+from specnorm_core.counterparts import KINDS, bare_layer, base_of
 from specnorm_core.functional import Constraint, GradientMode
 from specnorm_core.incoming import TRANSPOSED, ConversionError, Incoming, other_hooks, quotient, read
 from specnorm_core.lanczos import settle
 from specnorm_core.layers import Norm, SpectralLayer
 from specnorm_core.norms import spectral_layers
+from specnorm_core.orthogonal import OrthogonalLinear
 
 TOLERANCE = 1e-6
 """How far a folded norm may be from what is claimed before it is worth a warning; also how far outputs move, relatively, without one."""
@@ -65,15 +67,13 @@ def spectral_norm(
     options: dict[str, Any] = {"gradient_mode": gradient_mode, "constraint": constraint}
     memo: dict[int, Any] = {}
     for name, (module, incoming) in found.items():
-        try:
+        with _named(name, "converted"):
             met = sizes.get(name, set())
             layer = _build(module, incoming, met, memo, norm=norm, target=target * incoming.factor, **options)
             true = settle(layer)
             if incoming.orthogonal:
                 layer.target = target * true
             _tell(_title(name), module, incoming, (layer.norm, true), met)
-        except ValueError as error:
-            raise ConversionError(f"{_title(name)} cannot be converted: {error}") from None
         memo[id(module)] = layer.train(module.training)
     _tell_left(model, found)
     converted: nn.Module = copy.deepcopy(model, memo)
@@ -91,16 +91,12 @@ def plain(model: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for name, layer in spectral_layers(model).items():
-        try:
-            base = _base(layer)
-            sigma = torch.tensor(settle(copy.deepcopy(layer)), dtype=torch.float64)
-        except ValueError as error:
-            raise ConversionError(f"{_title(name)} cannot be folded: {error}") from None
-        scale = functional.CONSTRAINTS[layer.constraint](sigma, layer.target).to(layer.weight.device)
-        weight = (layer.weight.detach().double() * scale).to(layer.weight.dtype)
-        folded = bare_layer(base, layer, weight, layer.bias)
+        with _named(name, "folded"):
+            weight = _folded(layer).to(layer.weight.dtype)
+            folded = bare_layer(base_of(layer), layer, weight)
         folded.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-        folded.bias = copy.deepcopy(layer.bias, memo)  # type: ignore[assignment]  # None or a Parameter
+        if layer.bias is not None:
+            folded.bias = copy.deepcopy(layer.bias, memo)
         memo[id(layer)] = folded.train(layer.training)
     converted: nn.Module = copy.deepcopy(model, memo)
     return converted
@@ -137,7 +133,7 @@ def load_torch_state_dict(model: nn.Module, state: Mapping[str, Any], strict: bo
         true = settle(layer)
         weight, u, v = stored.get(name, (None, None, None))
         if weight is not None and u is not None and v is not None:
-            _tell_stale(_title(name), true / quotient(weight, u, v, int(_base(layer) in TRANSPOSED)), 1.0)
+            _tell_stale(_title(name), true / quotient(weight, u, v, int(base_of(layer) in TRANSPOSED)), 1.0)
     return result
 
 
@@ -145,20 +141,30 @@ def _title(name: str) -> str:
     return f"layer {name!r}" if name else "the model itself"
 
 
-def _base(layer: SpectralLayer) -> type[nn.Module]:
-    for base, kind in KINDS.items():
-        if kind.spectral is type(layer):
-            return base
-    raise ConversionError(f"there is no plain layer for a {type(layer).__name__}")
+@contextmanager
+def _named(name: str, what: str) -> Iterator[None]:
+    """Say in every error which layer it is of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConversionError(f"{_title(name)} cannot be {what}: {error}") from None
+
+
+@torch.no_grad()
+def _folded(layer: SpectralLayer) -> Tensor:
+    """Return the weight that ``layer`` computes with once its sigma is converged, in float64."""
+    twin = copy.deepcopy(layer).double()
+    sigma = torch.tensor(settle(twin), dtype=torch.float64)
+    if isinstance(twin, OrthogonalLinear):
+        return twin.orthonormal() * twin.target
+    return twin.weight.detach() * functional.CONSTRAINTS[twin.constraint](sigma, twin.target).to(twin.weight.device)
 
 
 def _read(model: nn.Module) -> dict[str, tuple[nn.Module, Incoming]]:
     found: dict[str, tuple[nn.Module, Incoming]] = {}
     for name, module in model.named_modules():
-        try:
+        with _named(name, "converted"):
             incoming = read(module, tuple(KINDS))
-        except ConversionError as error:
-            raise ConversionError(f"{_title(name)} cannot be converted: {error}") from None
         if incoming is not None:
             found[name] = (module, incoming)
     return found
@@ -174,7 +180,8 @@ def _image_sizes(model: nn.Module, found: Mapping[str, tuple[nn.Module, Incoming
         return lambda _, inputs: sizes.setdefault(name, set()).add(tuple(inputs[0].shape[-axes:]))
 
     for name, (module, incoming) in found.items():
-        bare = bare_layer(incoming.base, module, incoming.weight, module.bias)  # type: ignore[arg-type]  # nn.Module types it as Tensor | Module
+        with _named(name, "converted"):
+            bare = bare_layer(incoming.base, module, incoming.weight)
         if axes := KINDS[incoming.base].axes:
             bare.register_forward_pre_hook(watch(name, axes))
         memo[id(module)] = bare
@@ -186,16 +193,17 @@ def _build(
     module: nn.Module, incoming: Incoming, sizes: Sizes, memo: dict[int, Any], *, norm: Norm | None, **options: Any
 ) -> SpectralLayer:
     kind = KINDS[incoming.base]
-    options = {**kind.shape(module, incoming.weight), **options}
+    options = {**kind.arguments(module, incoming.weight), **options}
     if kind.axes:
         options["norm"] = norm or ("operator" if incoming.form == "plain" else "matricised")
         if options["norm"] == "operator":
             options["input_size"] = _only(sizes)
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
-        layer: SpectralLayer = kind.spectral(**options, bias=module.bias is not None)
+        layer: SpectralLayer = kind.spectral(**options)
     weight = incoming.weight
     layer.weight = copy.deepcopy(weight, memo) if isinstance(weight, nn.Parameter) else nn.Parameter(weight.clone())
-    layer.bias = copy.deepcopy(module.bias, memo)  # type: ignore[assignment]  # None or a Parameter
+    if layer.bias is not None:
+        layer.bias = copy.deepcopy(module.bias, memo)  # type: ignore[assignment]  # a Parameter
     return layer
 
 
@@ -224,7 +232,7 @@ def _tell(title: str, module: nn.Module, incoming: Incoming, found: tuple[str, f
     elif not axes or norm == "matricised":
         _tell_stale(title, folded, incoming.factor)
     if axes:
-        size = max(sizes, default=(max(UNKNOWN_SIZE, *incoming.weight.shape[2:]),) * axes)
+        size = max(sizes, default=(max(UNKNOWN_SIZE, *_reach(module, incoming)),) * axes)
         operator = abs(_operator_norm(module, incoming, size) * folded / true if norm == "matricised" else folded)
         if operator > incoming.operator * (1 + TOLERANCE):
             _warn(
@@ -238,11 +246,18 @@ def _operator_norm(module: nn.Module, incoming: Incoming, size: tuple[int, ...])
     return settle(_build(module, incoming, {size}, {}, norm="operator"))
 
 
+def _reach(module: Any, incoming: Incoming) -> list[int]:
+    """Return how many pixels the kernel and its padding need, per axis."""
+    arguments = KINDS[incoming.base].arguments(module, incoming.weight)
+    spans = zip(*(arguments[name] for name in ("kernel_size", "dilation", "padding")), strict=True)
+    return [d * (k - 1) + 1 + 2 * p for k, d, p in spans]
+
+
 def _tell_stale(title: str, folded: float, claimed: float) -> None:
     if abs(folded / claimed - 1) > TOLERANCE:
         _warn(
             f"{title}: its u and v are stale (trained on, averaged or copied without them): divided by its own estimate of sigma, "
-            f"its weight has norm {folded:.7g}, not {claimed:.6g}; here sigma is converged: outputs scale by {claimed / folded:.7g}"
+            f"its weight has norm {abs(folded):.7g}, not {claimed:.6g}; here sigma is converged: outputs scale by {claimed / folded:.7g}"
         )
 
 

@@ -19,11 +19,12 @@ def settle(layer: SpectralLayer) -> float:
     layer.rederive()
     twin = copy.deepcopy(layer).double()
     weight, shape = twin.weight.detach(), twin.domain()
+    scaled = weight / weight.abs().amax()  # ARPACK takes eigenvalues below 1e-11 for zero
     u, v = twin.pair
 
     def gram(x: Any) -> Any:
-        image = twin.forward_map(torch.as_tensor(x, dtype=torch.float64, device=weight.device).reshape(shape), weight)
-        return twin.adjoint_map(image, weight).flatten().cpu().numpy()
+        image = twin.forward_map(torch.as_tensor(x, dtype=torch.float64, device=weight.device).reshape(shape), scaled)
+        return twin.adjoint_map(image, scaled).flatten().cpu().numpy()
 
     n = v.numel()
     if n > 1:
