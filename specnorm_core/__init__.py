@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specnorm_core import bounds, functional, gradients
+    from specnorm_core import bounds, functional, gradients, per_sample
     from specnorm_core.activations import GroupSort
     from specnorm_core.architecture import Architecture, build, preset
     from specnorm_core.convert import ConversionWarning, load_torch_state_dict, plain, spectral_norm
@@ -51,13 +51,13 @@ _HOME = {
     "sigma_upper": "norms",
     "spectral_norm": "convert",
 }
-_MODULES = ("bounds", "functional", "gradients")
+_MODULES = ("bounds", "functional", "gradients", "per_sample")
 
 __all__ = [
     "Architecture", "ConversionError", "ConversionWarning", "DivergedError", "Fit", "GroupSort", "Hyperparameters", "SpectralConv1d",
     "SpectralConv2d", "SpectralConv3d", "SpectralConvTranspose2d", "SpectralEmbedding", "SpectralLayer", "SpectralLinear", "StepRecord",
-    "attach", "bounds", "build", "fit", "functional", "gradients", "load_torch_state_dict", "plain", "power_iteration", "preset", "sigma",
-    "sigma_upper", "spectral_norm",
+    "attach", "bounds", "build", "fit", "functional", "gradients", "load_torch_state_dict", "per_sample", "plain", "power_iteration",
+    "preset", "sigma", "sigma_upper", "spectral_norm",
 ]  # fmt: skip
 
 

@@ -1,0 +1,289 @@
+"""Per-sample gradients, norms and sums of every rule against two definitions: micro-batches of one, and ``vmap(grad)``; in float64."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+import specnorm_core as sn
+from specnorm_core import gradients as samplers
+from specnorm_core import per_sample
+
+few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+seeds = st.integers(0, 2**31)
+options = st.fixed_dictionaries({
+    "gradient_mode": st.sampled_from(["full", "simplified"]),
+    "constraint": st.sampled_from(["unit", "cap"]),
+    "target": st.sampled_from([0.3, 1.0, 50.0]),  # a cap of 50 leaves the weight alone, one of 0.3 binds
+})  # fmt: skip
+
+
+def micro_batches(layer, x, g):
+    """The gradient of a batch of one, once for each sample."""
+    found = {}
+    for b in range(len(x)):
+        layer.zero_grad()
+        layer(x[b : b + 1]).backward(g[b : b + 1])
+        for name, parameter in layer.named_parameters():
+            found.setdefault(name, []).append(parameter.grad.clone())
+    return {name: torch.stack(each) for name, each in found.items()}
+
+
+def vectorised(layer, x, g):
+    """The gradient of one sample, under ``vmap``."""
+
+    def loss(parameters, x, g):
+        return (functional_call(layer, parameters, (x[None],)) * g[None]).sum()
+
+    return vmap(grad(loss), in_dims=(None, 0, 0))({name: p.detach() for name, p in layer.named_parameters()}, x, g)
+
+
+def mismatches(layer, x, g=None):
+    """What the fast results of ``layer`` have against the definitions: one line for every one that is off."""
+    torch.manual_seed(1)
+    g = torch.randn_like(layer(x)) if g is None else g
+    weights = torch.rand(len(x), dtype=torch.float64)
+    names = {parameter: name for name, parameter in layer.named_parameters()}
+    fast = {names[p]: each for p, each in per_sample.gradients(layer, x, g).items()}
+    sums = {names[p]: each for p, each in per_sample.weighted_sum(layer, x, g, weights).items()}
+    definitions = {"micro-batches": micro_batches(layer, x, g), "vmap": vectorised(layer, x, g)}
+    wrong = []
+    for title, slow in definitions.items():
+        scale = max(float(each.abs().max()) for each in [*slow.values(), g * x.double().norm()])
+        if set(fast) != set(slow) or set(sums) != set(slow):
+            wrong.append(f"{title}: parameters {sorted(fast)}, {sorted(sums)}, not {sorted(slow)}")
+            continue
+        for name, each in slow.items():
+            if fast[name].shape != each.shape or float((fast[name] - each).abs().max()) > 1e-9 * scale:
+                wrong.append(f"{title}: gradients of {name}")
+            if float((sums[name] - torch.tensordot(weights, each, dims=1)).abs().max()) > 1e-9 * scale * len(x):
+                wrong.append(f"{title}: sum of {name}")
+        true = sum(each.flatten(1).square().sum(dim=1) for each in slow.values()).sqrt()
+        for what, value in (("norms", per_sample.norms(layer, x, g)), ("squared", per_sample.squared_norms(layer, x, g).sqrt())):
+            high = (true.square() * (1 + 2e-9) + 1e-11 * scale**2).sqrt()  # what cancels in a square is known to 1e-11 of its terms
+            if not bool(((value >= true * (1 - 1e-14)) & (value <= high)).all()):
+                wrong.append(f"{title}: {what}, {value.tolist()} for {true.tolist()}")
+    return wrong
+
+
+@few
+@given(st.tuples(st.integers(1, 6), st.integers(1, 6)), st.sampled_from([(), (1,), (3,), (2, 2), (9,)]), st.booleans(), options, seeds)
+def test_linear_layers_on_rows_and_sequences(shape, positions, bias, options, seed):
+    torch.manual_seed(seed)
+    m, n = shape
+    x = torch.randn(3, *positions, n, dtype=torch.float64)
+    assert not mismatches(sn.SpectralLinear(n, m, bias, **options).double(), x)
+    assert not mismatches(nn.Linear(n, m, bias).double(), x)
+
+
+@pytest.mark.parametrize("mode", ["full", "simplified"])
+@pytest.mark.parametrize("positions", [(), (4,)])
+def test_gradients_are_those_of_the_seed_s_sampler(mode, positions):
+    torch.manual_seed(0)
+    layer = sn.SpectralLinear(5, 4, gradient_mode=mode, target=0.7).double()
+    x, g = torch.randn(3, *positions, 5, dtype=torch.float64), torch.randn(3, *positions, 4, dtype=torch.float64)
+    expected = getattr(samplers, f"{mode}_sampler")(layer, x, g)
+    found = per_sample.gradients(layer, x, g)
+    assert set(found) == set(expected)
+    assert all(torch.allclose(found[p], expected[p], rtol=1e-12, atol=1e-14) for p in expected)
+
+
+def exactly(layer, x, g):
+    """The norms of a dense layer's per-sample gradients, of the very numbers stored, in 50 digits."""
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(50):
+        exact = lambda tensor: mpmath.matrix(tensor.double().tolist())  # noqa: E731  # one line says it
+        W, (u, v) = exact(layer.weight.detach()), map(exact, layer.pair)
+        sigma = (u.T * W * v)[0]
+        capped = layer.constraint == "cap" and sigma <= layer.target
+        scale = mpmath.mpf(1) if capped else layer.target / sigma
+        found = []
+        for row, out in zip(x.reshape(len(x), -1, x.shape[-1]), g.reshape(len(g), -1, g.shape[-1]), strict=True):
+            G = sum((exact(b) * exact(a).T for a, b in zip(row, out, strict=True)), mpmath.zeros(W.rows, W.cols))
+            bias = sum((exact(b) for b in out), mpmath.zeros(W.rows, 1))
+            if layer.gradient_mode == "full" and not capped:
+                lam = sum(G[i, j] * W[i, j] for i in range(W.rows) for j in range(W.cols)) / sigma
+                G -= lam * u * v.T
+            square = scale**2 * sum(entry**2 for entry in G)
+            found.append(mpmath.sqrt(square + (sum(entry**2 for entry in bias) if layer.bias is not None else 0)))
+        return found
+
+
+def understated(found, true):
+    return [f"{float(a)} < {float(b)}" for a, b in zip(found.tolist(), true, strict=True) if a < b]
+
+
+ADVERSARIAL = {
+    "random": lambda u, v, noise: (noise(v), noise(u)),
+    "parallel to u and v": lambda u, v, noise: (3 * v, 2 * u),
+    "nearly parallel": lambda u, v, noise: (v + 1e-4 * noise(v), u + 1e-4 * noise(u)),
+    "parallel to v alone": lambda u, v, noise: (v, noise(u)),
+    "parallel to u alone": lambda u, v, noise: (noise(v), u),
+    "apart in one digit": lambda u, v, noise: (v + 1e-7 * noise(v), u),
+}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("scales", [(1, 1, 1), (1e-25, 1, 1), (1e25, 1, 1), (1, 1e-30, 1e-30), (1, 1e30, 1e30), (1e-12, 1e-30, 1e20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_are_never_below_the_true_ones(dtype, scales, bias):
+    """Of a dense layer, in the type of the weight, on inputs where its terms cancel, at the edges of the type's range."""
+    torch.manual_seed(0)
+    layer = sn.SpectralLinear(9, 6, bias).to(dtype)
+    with torch.no_grad():
+        layer.weight *= scales[0]
+    layer.rederive(3)  # not converged: W v is not sigma u
+    u, v = layer.pair
+    for positions in ((), (2,)):
+        x, g = [], []
+        for case in ADVERSARIAL.values():
+            pairs = [case(u, v, torch.randn_like) for _ in range(positions[0] if positions else 1)]
+            x.append(torch.stack([pair[0] for pair in pairs]).reshape(*positions, -1))
+            g.append(torch.stack([pair[1] for pair in pairs]).reshape(*positions, -1))
+        x, g = torch.stack(x) * scales[1], torch.stack(g) * scales[2]
+        true = exactly(layer, x, g)
+        found = per_sample.norms(layer, x, g)
+        assert not understated(found, true)
+        size = x.flatten(1).double().norm(dim=1) * g.flatten(1).double().norm(dim=1) * float(layer.target / layer.sigma().double())
+        excess = torch.tensor([float(a - b) for a, b in zip(found.tolist(), true, strict=True)], dtype=torch.float64)
+        assert float((excess / (size + torch.tensor([float(b) for b in true], dtype=torch.float64))).max()) < (
+            1e-5 if dtype == torch.float32 else 1e-11 if not positions else 1e-6
+        )
+
+
+def test_the_exact_norm_of_a_wide_float32_layer_is_hit_closely_from_above():
+    torch.manual_seed(0)
+    layer = sn.SpectralLinear(512, 256)
+    x, g = torch.randn(64, 512), torch.randn(64, 256)
+    wide = sn.SpectralLinear(512, 256).double()
+    with torch.no_grad():
+        wide.weight.copy_(layer.weight)
+    wide.set_pair(*layer.pair)
+    true = per_sample.norms(wide, x.double(), g.double())
+    excess = per_sample.norms(layer, x, g) / true - 1
+    assert float(excess.min()) > -1e-12
+    assert float(excess.max()) < 1e-4
+
+
+def test_a_norm_of_the_mode_in_use():
+    """Full's norm differs from simplified's, and can be the larger one."""
+    torch.manual_seed(0)
+    full, simplified = (sn.SpectralLinear(4, 4, gradient_mode=mode).double() for mode in ("full", "simplified"))
+    simplified.load_state_dict(full.state_dict())
+    simplified.set_pair(*full.pair)
+    x, g = torch.randn(64, 4, dtype=torch.float64), torch.randn(64, 4, dtype=torch.float64)
+    ratio = per_sample.norms(full, x, g) / per_sample.norms(simplified, x, g)
+    assert float(ratio.min()) < 0.99
+    assert float(ratio.max()) > 1.0001
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(3, 2), lambda: sn.SpectralLinear(3, 2)], ids=["plain", "spectral"])
+def test_a_frozen_parameter_counts_for_nothing(make):
+    layer = make()
+    x, g = torch.randn(4, 3), torch.randn(4, 2)
+    both = per_sample.squared_norms(layer, x, g)
+    layer.bias.requires_grad_(False)
+    without = per_sample.squared_norms(layer, x, g)
+    assert torch.allclose(both - without, g.double().square().sum(dim=1), rtol=1e-6)
+    assert set(per_sample.gradients(layer, x, g)) == set(per_sample.weighted_sum(layer, x, g, torch.ones(4))) == {layer.weight}
+    layer.weight.requires_grad_(False)
+    assert per_sample.norms(layer, x, g).tolist() == [0.0] * 4
+
+
+def test_an_empty_batch_has_no_norms_and_a_sum_of_zero():
+    layer = sn.SpectralLinear(3, 2)
+    x, g = torch.randn(0, 3), torch.randn(0, 2)
+    assert per_sample.norms(layer, x, g).shape == (0,)
+    assert per_sample.gradients(layer, x, g)[layer.weight].shape == (0, 2, 3)
+    assert not per_sample.weighted_sum(layer, x, g, torch.ones(0))[layer.weight].any()
+
+
+def test_samples_are_taken_a_few_at_a_time_and_none_is_lost(monkeypatch):
+    torch.manual_seed(0)
+    layer = sn.SpectralLinear(5, 3)
+    x, g = torch.randn(11, 5), torch.randn(11, 3)
+    whole = per_sample.norms(layer, x, g), per_sample.norms(layer, x[:, None], g[:, None])
+    monkeypatch.setattr("specnorm_core.per_sample.base.CHUNK", 70)
+    for before, after in zip(whole, (per_sample.norms(layer, x, g), per_sample.norms(layer, x[:, None], g[:, None])), strict=True):
+        assert torch.allclose(before, after, rtol=1e-6)
+
+
+def test_the_norm_never_stores_a_gradient_per_sample():
+    """Nor does the sum: no tensor is as large as the batch's gradients together, nor as four weights."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            nonlocal largest
+            result = function(*arguments, **(named or {}))
+            for each in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(each, torch.Tensor):
+                    largest = max(largest, each.numel() * each.itemsize)
+            return result
+
+    layer = sn.SpectralLinear(256, 256)
+    x, g = torch.randn(32, 256), torch.randn(32, 256)
+    with Watch():
+        per_sample.norms(layer, x, g)
+        per_sample.weighted_sum(layer, x, g, torch.rand(32))
+    assert 256 * 256 * 4 <= largest <= 4 * 256 * 256 * 4
+
+
+def test_a_layer_without_a_rule_is_refused_with_the_list_of_those_that_have_one():
+    for layer in (nn.Bilinear(2, 2, 2), type("Mine", (nn.Linear,), {})(2, 2), sn.SpectralLinear(2, 2)):
+        x, g = torch.randn(3, 2), torch.randn(3, 2)
+        if type(layer) is sn.SpectralLinear:
+            per_sample.norms(layer, x, g)
+            continue
+        for call in (per_sample.gradients, per_sample.norms, lambda *a: per_sample.weighted_sum(*a, torch.ones(3))):
+            with pytest.raises(ValueError, match=rf"{type(layer).__name__}.*Linear.*SpectralLinear"):
+                call(layer, x, g)
+    assert per_sample.norms(nn.ReLU(), torch.randn(3, 2), torch.randn(3, 2)).tolist() == [0.0] * 3
+
+
+def test_a_parameter_that_the_rule_does_not_know_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = nn.utils.weight_norm(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="weight_g"):
+        per_sample.norms(layer, torch.randn(4, 3), torch.randn(4, 2))
+
+
+def test_sizes_that_do_not_agree_are_refused():
+    layer = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="4 samples and g 5"):
+        per_sample.norms(layer, torch.randn(4, 3), torch.randn(5, 2))
+    with pytest.raises(ValueError, match="one entry for each of 4 samples"):
+        per_sample.weighted_sum(layer, torch.randn(4, 3), torch.randn(4, 2), torch.ones(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_and_autocast_change_no_guarantee(dtype):
+    torch.manual_seed(0)
+    layer = sn.SpectralLinear(9, 6, bias=False).to(dtype)
+    x, g = torch.randn(4, 9).to(dtype), torch.randn(4, 6).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = per_sample.norms(layer, x, g)
+        total = per_sample.weighted_sum(layer, x, g, torch.ones(4))
+    assert not understated(found, exactly(layer, x, g))
+    assert total[layer.weight].dtype == dtype
+
+
+def test_products_cut_short_by_choice_do_not_understate():
+    """Where float32 products may be rounded to TF32 or bfloat16, the norm's product is in float64."""
+    torch.manual_seed(0)
+    layer = sn.SpectralLinear(20, 20, bias=False)
+    u, v = layer.pair
+    x, g = v + 1e-3 * torch.randn(8, 20), u + 1e-3 * torch.randn(8, 20)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = per_sample.norms(layer, x, g)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert not understated(found, exactly(layer, x, g))
