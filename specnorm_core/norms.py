@@ -16,7 +16,7 @@ def spectral_layers(model: nn.Module) -> dict[str, SpectralLayer]:
 def power_iteration(model: nn.Module, steps: int = 1) -> None:
     """Step the power iteration of every spectral layer of ``model``; a forward pass never does."""
     for layer in spectral_layers(model).values():
-        layer.refresh(steps)
+        layer.advance(steps)
 
 
 def converge(model: nn.Module, *, tolerance: float = 1e-6, most: int = 2000) -> None:

@@ -90,6 +90,10 @@ class SpectralLayer(nn.Module):
         self._seen = self.weight._version
         return self
 
+    def advance(self, steps: int = 1) -> Self:
+        """Follow a step of the optimiser: what ``power_iteration`` calls."""
+        return self.refresh(steps)
+
     def rederive(self, steps: int = 15) -> Self:
         """Forget (u, v) and derive them from the weight.
 

@@ -99,6 +99,55 @@ def test_bad_options_and_a_zero_weight_are_refused():
         layer.rederive()
 
 
+def polar(matrix):
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ v
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1e-3, 0.1, 30.0, 1e8])
+def test_after_a_step_of_the_optimiser_the_weight_is_orthonormal_again_and_the_layer_computes_what_it_did(shape, size):
+    layer = OrthogonalLinear(shape[1], shape[0]).double()
+    torch.manual_seed(1)
+    step = torch.randn(*shape, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight += step * size / step.norm()
+    wanted = polar(layer.weight.detach())
+    sn.power_iteration(nn.Sequential(layer))
+    found = layer.orthonormal().detach()
+    assert float(torch.linalg.svdvals(found)[0]) <= 1 + 1e-12
+    if size < 1e8:
+        torch.testing.assert_close(polar(layer.weight.detach()), wanted, atol=1e-7, rtol=0)
+    if size < 1:  # after a step far beyond that, small singular values take a few more to come back
+        torch.testing.assert_close(found, wanted, atol=1e-8, rtol=0)
+    for _ in range(20):
+        sn.power_iteration(nn.Sequential(layer))
+    torch.testing.assert_close(layer.orthonormal().detach(), polar(layer.weight.detach()), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_at_an_orthonormal_weight_one_step_has_the_gradient_of_the_polar_factor(shape):
+    layer = OrthogonalLinear(shape[1], shape[0], bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(polar(layer.weight))
+    layer.rederive()
+    x, g = torch.randn(4, shape[1], dtype=torch.float64), torch.randn(4, shape[0], dtype=torch.float64)
+    layer(x).backward(g)
+    weight = layer.weight.detach().clone().requires_grad_()
+    (wanted,) = torch.autograd.grad((x @ bjorck(weight, 30).T * g).sum(), weight)
+    torch.testing.assert_close(layer.weight.grad, wanted, atol=1e-10, rtol=0)
+    torch.testing.assert_close(layer(x), x @ layer.weight.T, atol=1e-12, rtol=0)
+
+
+def test_a_weight_changed_behind_its_back_takes_all_the_iterations_again():
+    layer = OrthogonalLinear(6, 4).double()
+    with torch.no_grad():
+        layer.weight += torch.randn(4, 6, dtype=torch.float64) * 0.3
+    layer.eval()
+    x = torch.eye(6, dtype=torch.float64)
+    torch.testing.assert_close((layer(x) - layer.bias).detach().T, polar(layer.weight.detach()), atol=1e-9, rtol=0)
+
+
 @pytest.fixture(scope="module")
 def digits():
     return load("digits")
