@@ -40,7 +40,7 @@ def bjorck(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
 
 def _norm_above(matrix: Tensor) -> Tensor:
     """Return a bound of the norm of ``matrix (m, n)``, at most ``min(m, n)^(1/16)`` times it: ``norm_inf((A'A)^4)^(1/8)``."""
-    size = torch.linalg.matrix_norm(matrix)
+    size: Tensor = torch.linalg.matrix_norm(matrix)
     a = matrix / size
     gram = a @ a.mT if a.shape[0] < a.shape[1] else a.mT @ a
     sums: Tensor = torch.linalg.matrix_power(gram, 4).abs().sum(dim=1)

@@ -1,6 +1,7 @@
 """Training as an iterator of plain records: it writes nothing by itself, and goes on from a checkpoint as if nothing had happened."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
@@ -22,6 +23,10 @@ CHECK_EVERY = 16
 """Steps between two looks at loss and sigma for values that are not finite: each look waits for the device."""
 
 
+WARM = 0.15
+"""The part of a run of one cycle in which the learning rate rises (Smith, Topin 2017); then it falls as a cosine."""
+
+
 class DivergedError(ArithmeticError):
     """Training produced a value that is not finite; the sentence says at which step, in which layer, and what to try."""
 
@@ -37,6 +42,9 @@ class Hyperparameters(BaseModel):
     n_epochs: int = Field(default=20, ge=1, le=10_000, description="Passes over the data.")
     batch_size: int = Field(default=64, ge=1, le=65_536, description="Rows per step.")
     learning_rate: float = Field(default=3e-3, gt=0, le=1e30, description="Step size of the optimiser.")
+    schedule: Literal["constant", "one_cycle"] = Field(
+        default="constant", description="Whether the learning rate stays, or rises over 15 % of the run and falls to zero."
+    )
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Adam, or SGD with momentum 0.9.")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="L2 penalty on the raw weights and biases.")
     loss: Literal["cross_entropy", "margin", "mse"] = Field(default="cross_entropy", description="What is minimised.")
@@ -62,6 +70,12 @@ class StepRecord(BaseModel):
     sigmas: dict[str, float]
     seconds: float
 
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "one_cycle": lambda done: done / WARM if done < WARM else (1 + math.cos(math.pi * (done - WARM) / (1 - WARM))) / 2,
+}
+"""The part of ``learning_rate`` in use, by the part of the run that is done: functions of it alone, so a resumed run needs no state."""
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -154,6 +168,8 @@ class Fit:
         self.optimizer.zero_grad(set_to_none=True)
         loss = LOSSES[self.options.loss](self.model(x), y, self.options)
         loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * SCHEDULES[self.options.schedule]((self.step + 0.5) / self.steps)
         self.optimizer.step()
         power_iteration(self.model, self.options.power_iterations)
         return loss.detach()

@@ -39,6 +39,7 @@ class Hyperparameters(Checked):
     batch_size: int = Field(default=64, ge=1, le=65_536)
     learning_rate: float = Field(default=LEARNING_RATE, gt=0, le=MAX_RATE)
     learning_rate_multiplier: float = Field(default=1.0, gt=0, le=MAX_RATE / LEARNING_RATE)
+    schedule: Literal["constant", "one_cycle"] = "constant"
     optimizer: Literal["adam", "sgd"] = "adam"
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     loss: Literal["cross_entropy", "margin", "mse"] = "cross_entropy"

@@ -32,9 +32,9 @@ def test_both_modes_learn_the_digits(digits, mode):
     assert set(records[-1].sigmas) == {"0", "2"}
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_resumed_run_ends_with_the_bits_of_one_that_was_never_stopped(digits, optimizer):
-    options = sn.Hyperparameters(n_epochs=2, optimizer=optimizer, learning_rate=1e-3)
+@pytest.mark.parametrize(("optimizer", "schedule"), [("adam", "constant"), ("sgd", "constant"), ("adam", "one_cycle")])
+def test_a_resumed_run_ends_with_the_bits_of_one_that_was_never_stopped(digits, optimizer, schedule):
+    options = sn.Hyperparameters(n_epochs=2, optimizer=optimizer, learning_rate=1e-3, schedule=schedule)
     whole = network()
     list(sn.Fit(whole, digits, options))
     first = sn.Fit(network(), digits, options)
@@ -45,6 +45,17 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_never_stopped(digits, 
     rest = list(second)
     assert rest[0].step == 41
     assert bits(second.model) == bits(whole)
+
+
+def test_one_cycle_rises_to_the_learning_rate_and_falls_to_nothing(digits):
+    run = sn.Fit(network(), digits, sn.Hyperparameters(n_epochs=2, learning_rate=0.01, schedule="one_cycle"))
+    rates = [run.optimizer.param_groups[0]["lr"] for _ in run]
+    top = rates.index(max(rates))
+    assert 0.12 < top / len(rates) < 0.18
+    assert rates[top] == pytest.approx(0.01, rel=0.05)
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] < 1e-3 * rates[top]
 
 
 def test_a_checkpoint_of_another_run_is_refused(digits):
