@@ -140,7 +140,8 @@ async def follow(registry: Registry, catalog: Catalog) -> None:
         await asyncio.sleep(FOLLOW_SECONDS)
         with suppress(SpecnormError):  # the database is busy or gone: what is loaded goes on serving
             for model, version in (await asyncio.to_thread(registry.live_versions)).items():
-                if version is None or catalog.live_version(model) == version or retry.get((model, version), 0.0) > now():
+                settled = version is None or catalog.live_version(model) == version or catalog.unloaded(model)
+                if version is None or settled or retry.get((model, version), 0.0) > now():
                     continue
                 retry[model, version] = now() + RETRY_SECONDS
                 await _reload(catalog, model, version)

@@ -84,7 +84,7 @@ class Layer(Frozen):
     sigma_upper: float
     operator_sigma_upper: float
     folded_sigma_upper: float
-    stable_rank: float
+    stable_rank: float | None = Field(description="None where it was not computed: of a model from elsewhere.")
 
 
 class Lipschitz(Frozen):

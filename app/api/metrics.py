@@ -91,7 +91,7 @@ def _what(served: Served) -> dict[str, str]:
 
 
 def _batches(labels: dict[str, str], statistics: Statistics) -> list[Sample]:
-    sizes = {rows: tally.count for rows, tally in statistics.batches.items()}
+    sizes = {rows: batches.infer.count for rows, batches in statistics.batches.items()}
     bounds = (0, *BATCH_ROWS)
     counts = accumulate(sum(count for rows, count in sizes.items() if low < rows <= high) for low, high in pairwise(bounds))
     samples = [Sample({**labels, "le": str(bound)}, count, "_bucket") for bound, count in zip(BATCH_ROWS, counts, strict=True)]

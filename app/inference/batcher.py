@@ -16,7 +16,7 @@ import numpy as np
 
 from app.errors import InvalidRequestError, QueueFullError, UnavailableError
 from app.inference.session import Session, Stop
-from app.inference.statistics import Statistics
+from app.inference.statistics import Run, Statistics
 from app.inference.tensors import Array, Shape
 
 Key = tuple[Shape, ...]
@@ -172,20 +172,23 @@ class Batcher:
         start = time.perf_counter_ns()
         rows = sum(waiting.rows for waiting in batch)
         try:
-            outputs = self._run_together(batch, rows, stop)
+            outputs, run = self._run_together(batch, rows, stop)
         except Exception as error:
             if len(batch) == 1:
                 return [error]
             return [result for waiting in batch for result in self._execute((waiting,), stop)]
-        ns = time.perf_counter_ns() - start
-        self._statistics.executed(rows, ns)
-        return [Result(part, start - waiting.since_ns, ns) for waiting, part in zip(batch, outputs, strict=True)]
+        self._statistics.executed(rows, run)
+        return [Result(part, start - waiting.since_ns, run.infer) for waiting, part in zip(batch, outputs, strict=True)]
 
-    def _run_together(self, batch: Sequence[Waiting], rows: int, stop: Stop | None) -> list[dict[str, Array]]:
+    def _run_together(self, batch: Sequence[Waiting], rows: int, stop: Stop | None) -> tuple[list[dict[str, Array]], Run]:
+        begun = time.perf_counter_ns()
         if len(batch) == 1:
-            return [self._session.run(batch[0].inputs, stop)]
+            alone = self._session.run(batch[0].inputs, stop)
+            return [alone], Run(0, time.perf_counter_ns() - begun, 0)
         joined = {name: np.concatenate([waiting.inputs[name] for waiting in batch]) for name in batch[0].inputs}
+        ready = time.perf_counter_ns()
         outputs = self._session.run(joined, stop)
+        computed = time.perf_counter_ns()
         if any(not array.ndim or array.shape[0] != rows for array in outputs.values()):
             raise InvalidRequestError("an output has not one row for each row of the input")
         parts: list[dict[str, Array]] = []
@@ -193,7 +196,7 @@ class Batcher:
         for waiting in batch:
             parts.append({name: array[at : at + waiting.rows] for name, array in outputs.items()})
             at += waiting.rows
-        return parts
+        return parts, Run(ready - begun, computed - ready, time.perf_counter_ns() - computed)
 
 
 def _expire(waiting: Waiting) -> None:

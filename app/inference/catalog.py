@@ -63,6 +63,7 @@ class Catalog:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._statistics: dict[Key, Statistics] = {}
         self._wanted: set[str] = set()
+        self._unloaded: set[str] = set()
         self._started = False
 
     @property
@@ -115,6 +116,24 @@ class Catalog:
             self._failures.pop((model, version), None)
             self._swap(await self._load(model, version))
 
+    async def unload(self, model: str) -> None:
+        """Serve ``model`` no more, until it is loaded or a version of it goes live in this process. What it has it finishes.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        async with self._turns[model]:
+            await asyncio.to_thread(self._source.versions, model)
+            self._unloaded.add(model)
+            self._wanted.discard(model)
+            self._live.pop(model, None)
+            for key in [key for key in self._others if key[0] == model]:
+                del self._others[key]
+
+    def unloaded(self, model: str) -> bool:
+        """Return whether ``model`` was taken out of service by :meth:`unload`."""
+        return model in self._unloaded
+
     async def forget(self, model: str, version: str) -> None:
         """Drop a version that is being deleted.
 
@@ -144,7 +163,7 @@ class Catalog:
         live = self._live.get(model)
         if live is not None and version in (None, live.version):
             return live
-        if version is None:
+        if version is None or model in self._unloaded:
             return await self._missing(model)
         try:
             return await self._obtain(model, version)
@@ -176,6 +195,8 @@ class Catalog:
 
     async def _missing(self, model: str) -> Served:
         await asyncio.to_thread(self._source.versions, model)  # raises where the model is unknown
+        if model in self._unloaded:
+            raise UnavailableError(f"The model {model!r} was unloaded: load it, or promote a version.")
         version = await asyncio.to_thread(self._source.live, model)
         if version is None:
             raise UnavailableError(f"No version of the model {model!r} is live: promote one.")
@@ -188,6 +209,8 @@ class Catalog:
             return State(model, version, "READY")
         if key in self._loads:
             return State(model, version, "LOADING")
+        if model in self._unloaded:
+            return State(model, version, "UNAVAILABLE", "unloaded")
         return State(model, version, "UNAVAILABLE", self._failures.get(key, "not loaded; the first request to this version loads it"))
 
     def _loaded(self, model: str, version: str) -> Served | None:
@@ -198,6 +221,7 @@ class Catalog:
         before = self._live.get(served.name)
         self._live[served.name] = served
         self._wanted.add(served.name)
+        self._unloaded.discard(served.name)
         self._others.pop((served.name, served.version), None)
         if before is not None and before.version != served.version:
             self._keep(before)
@@ -232,7 +256,8 @@ class Catalog:
         error = done.exception()
         if error is None:
             self._statistics[key] = done.result().statistics
-            self._keep(done.result())
+            if key[0] not in self._unloaded:
+                self._keep(done.result())
         elif isinstance(error, CorruptError | UnavailableError):
             self._failures[key] = str(error)
 

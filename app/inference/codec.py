@@ -5,6 +5,7 @@ there is one. Whatever is wrong is refused with what was expected and what came.
 """
 
 import math
+import struct
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -13,11 +14,16 @@ import orjson
 
 from app.errors import InvalidRequestError
 from app.inference.parameters import binary_size, classes, flag, quote, read_parameters, timeout
-from app.inference.tensors import DTYPES, Array, Shape, from_bytes, from_json, kind, to_bytes, to_json
-from export.bundle import Manifest, Tensor
+from app.inference.tensors import DTYPES, Array, Shape, from_bytes, from_json, kind, numbers, to_bytes, to_json
+from export.bundle import Manifest, Signature, Tensor
 
 _LARGEST_DIMENSION: Final = 2**31 - 1
 _MOST_BRACKETS: Final = 2**20  # an empty array takes two bytes here and sixty in memory
+
+
+def shares_runs(signature: Signature) -> bool:
+    """Return whether requests may be put together: every tensor has rows, and it is proved that none looks at another."""
+    return signature.rows_independent and all(tensor.shape[:1] == (-1,) for tensor in (*signature.inputs, *signature.outputs))
 
 
 class Wanted(NamedTuple):
@@ -31,7 +37,7 @@ class Wanted(NamedTuple):
 class Request(NamedTuple):
     """One inference request that has passed every check.
 
-    ``rows`` is the size of the leading dimension, 1 where the model has none that is free; ``timeout`` is in seconds.
+    ``rows`` is the size of the leading dimension where requests share runs, else 1; ``timeout`` is in seconds.
     """
 
     inputs: dict[str, Array]
@@ -59,6 +65,7 @@ class Codec:
         self._labels = signature.labels
         self._all = {binary: tuple(Wanted(tensor, binary) for tensor in signature.outputs) for binary in (False, True)}
         self._max_rows = max_rows
+        self._batched = shares_runs(signature)
         self._domain = manifest.input
         self._certified = manifest.lipschitz.bound is not None
         self._head = {"model_name": model, "model_version": version}
@@ -95,36 +102,44 @@ class Codec:
         """Finish a request: look at the numbers, count the rows."""
         outside = False
         for name, array in inputs.items():
-            outside = self._out_of_range(array, name) or outside
+            outside = self._out_of_range(array, self._inputs[name]) or outside
         return Request(inputs, self._rows(inputs), wanted, identity, timeout, outside)
 
-    def _out_of_range(self, array: Array, name: str) -> bool:
+    def _out_of_range(self, array: Array, tensor: Tensor) -> bool:
         if array.dtype == object or not array.size:
             return False
+        array = numbers(array, tensor.datatype)
         low, high = self._domain.minimum, self._domain.maximum
         # Two reductions find everything: NaN propagates through both, and infinity is an extreme.
         least, most = float(array.min()), float(array.max())
         if not (math.isfinite(least) and math.isfinite(most)):
             if self._certified:
                 raise InvalidRequestError(
-                    f"input {name!r} has NaN or infinite values; the Lipschitz bound of this model holds for finite ones only"
+                    f"input {tensor.name!r} has NaN or infinite values; the Lipschitz bound of this model holds for finite ones only"
                 )
             return low is not None or high is not None
         return (low is not None and least < low) or (high is not None and most > high)
 
     def _rows(self, inputs: dict[str, Array]) -> int:
-        sizes = {inputs[name].shape[0] for name, tensor in self._inputs.items() if tensor.shape and tensor.shape[0] == -1}
+        if not self._batched:
+            return 1
+        sizes = {int(array.shape[0]) for array in inputs.values()}
         if len(sizes) > 1:
             raise InvalidRequestError(f"expected all inputs to have the same number of rows, got {sorted(sizes)}")
-        return sizes.pop() if sizes else 1
+        return sizes.pop()
 
     def _raw(self, raw: memoryview) -> Request:
-        """Read a body that is nothing but the one tensor of one row."""
+        """Read a body that is nothing but the one tensor: one row of it where there are rows, one element where it is BYTES."""
         if len(self._inputs) != 1:
             raise InvalidRequestError(f"a raw binary request is for models of one input; this one has {sorted(self._inputs)}")
         (tensor,) = self._inputs.values()
-        shape = [1 if at == 0 and size == -1 else size for at, size in enumerate(tensor.shape)]
-        if tensor.datatype == "BYTES" or shape.count(-1) > 1:
+        shape = list(tensor.shape)
+        if shape[:1] == [-1] and (self._batched or shape.count(-1) > 1):
+            shape[0] = 1
+        if tensor.datatype == "BYTES":
+            shape = [abs(size) for size in shape]
+            raw = memoryview(struct.pack("<I", len(raw)) + raw)
+        if shape.count(-1) > 1 or (tensor.datatype == "BYTES" and math.prod(shape) != 1):
             raise InvalidRequestError(f"{tensor.datatype} {list(tensor.shape)} of input {tensor.name!r} cannot be read from a raw body")
         if -1 in shape:
             row = DTYPES[tensor.datatype].itemsize * math.prod(size for size in shape if size != -1)
@@ -174,7 +189,7 @@ class Codec:
         if len(shape) != len(tensor.shape) or any(want not in (-1, got) for want, got in zip(tensor.shape, shape, strict=True)):
             got = str(shape) if len(shape) <= 16 else f"{len(shape)} dimensions"
             raise InvalidRequestError(f"input {tensor.name!r}: expected shape {list(tensor.shape)} (-1 is free), got {got}")
-        if tensor.shape[:1] == (-1,) and shape[0] > self._max_rows:
+        if self._batched and shape[0] > self._max_rows:
             raise InvalidRequestError(f"a request holds at most {self._max_rows} rows, got {shape[0]}: split it")
         return tensor, tuple(shape)
 
@@ -244,9 +259,10 @@ def _parse(text: bytes | memoryview) -> dict[str, Any]:
 def _classify(array: Array, tensor: Tensor, count: int, labels: tuple[str, ...]) -> Array:
     """Return ``value:index[:label]`` of the largest scores of each row, best first."""
     rows = array.shape[0] if tensor.shape and tensor.shape[0] == -1 else 1
-    scores = array.reshape(rows, array.size // rows if rows else 0)
+    scores = numbers(array, tensor.datatype).reshape(rows, array.size // rows if rows else 0)
     named = len(labels) == scores.shape[1]
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    # Backwards twice: of equals the first comes first, and no number is negated, which unsigned ones do not bear.
+    order = scores.shape[1] - 1 - np.argsort(scores[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
     text = [
         [f"{row[index]!s}:{index}:{labels[index]}" if named else f"{row[index]!s}:{index}" for index in best.tolist()]
         for row, best in zip(scores, order, strict=True)

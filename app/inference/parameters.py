@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from app.errors import InvalidRequestError
-from app.inference.tensors import FLOATS, kind
+from app.inference.tensors import kind
 from export.bundle import Tensor
 
 _SCALARS: Final = frozenset({str, int, float, bool})
@@ -51,8 +51,8 @@ def classes(parameters: dict[str, Any], tensor: Tensor) -> int:
     value = parameters.get("classification", 0)
     if type(value) is not int or value < 0:
         raise InvalidRequestError(f"output {tensor.name!r}: expected classification to be a count of classes, got {_show(value)}")
-    if value and tensor.datatype not in FLOATS:
-        raise InvalidRequestError(f"output {tensor.name!r}: classification is for floating-point outputs, not {tensor.datatype}")
+    if value and tensor.datatype in {"BOOL", "BYTES"}:
+        raise InvalidRequestError(f"output {tensor.name!r}: classification is for outputs of numbers, not {tensor.datatype}")
     return value
 
 

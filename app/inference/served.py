@@ -5,7 +5,7 @@ import time
 from typing import NamedTuple
 
 from app.inference.batcher import Batcher
-from app.inference.codec import Codec, Encoded, Request
+from app.inference.codec import Codec, Encoded, Request, shares_runs
 from app.inference.session import Session
 from app.inference.statistics import Statistics, Times
 from app.inference.tensors import Array
@@ -38,10 +38,9 @@ class Served:
         self.manifest = artifact.manifest
         self.digest = artifact.manifest.model_digest
         self.statistics = statistics
-        signature = artifact.manifest.signature
         session = Session(artifact.model, artifact.manifest, settings)
         self.device = session.device
-        self.batched = signature.rows_independent and all(one.shape[:1] == (-1,) for one in (*signature.inputs, *signature.outputs))
+        self.batched = shares_runs(artifact.manifest.signature)
         self._timeout = settings.request_timeout
         self._codec = Codec(name, version, artifact.manifest, max_rows=settings.queue_rows)
         self._batcher = Batcher(

@@ -1,5 +1,6 @@
 """One ONNX Runtime session: where it runs, how long a run takes, and that its graph is the one the manifest tells of."""
 
+import ctypes
 import logging
 import math
 import os
@@ -27,12 +28,14 @@ DEVICES: Final[dict[str, str]] = {"CUDAExecutionProvider": "cuda", "CPUExecution
 _TYPES: Final[dict[str, str]] = {
     "tensor(bool)": "BOOL",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 QUICK_SECONDS: Final = 1e-3
+_BF16: Final = 16  # of TensorProto.DataType
 
 _FEW, _MANY = 1, 64
 _WARM_RUNS: Final = 3
@@ -75,6 +78,10 @@ class Session:
         _compare("output", self._session.get_outputs(), signature.outputs)
         self._outputs = signature.outputs
         self._names = [tensor.name for tensor in signature.outputs]
+        self._bits = {tensor.name for tensor in (*signature.inputs, *signature.outputs) if tensor.datatype == "BF16"}
+        if self._bits and any(tensor.datatype == "BYTES" for tensor in (*signature.inputs, *signature.outputs)):
+            raise CorruptError("A model of both strings and BF16 is not served.")
+        self._run = self._run_on_bits if self._bits else self._session.run
         self._fixed, self._per_row = self._measure(signature.inputs, manifest.input)
 
     def run(self, inputs: Mapping[str, Array], stop: Stop | None = None) -> dict[str, Array]:
@@ -88,13 +95,24 @@ class Session:
             InvalidRequestError: the graph cannot be run on these inputs.
         """
         try:
-            return dict(zip(self._names, self._session.run(self._names, inputs, stop and stop.options), strict=True))
+            return dict(zip(self._names, self._run(self._names, inputs, stop and stop.options), strict=True))
         except Exception as error:
             if not type(error).__module__.startswith("onnxruntime"):  # its classes share no base of their own
                 raise
             log.warning("a run failed: %s", error)
             shapes = {name: list(array.shape) for name, array in inputs.items()}
             raise InvalidRequestError(f"the model cannot be run on inputs of shapes {shapes}") from None
+
+    def _run_on_bits(self, names: list[str], inputs: Mapping[str, Array], options: Any) -> list[Array]:
+        """Run on tensors that numpy has no type for, which go in and come out as their bits."""
+        feed = {
+            name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _BF16)
+            if name in self._bits
+            else ort.OrtValue.ortvalue_from_numpy(array)
+            for name, array in inputs.items()
+        }
+        values = self._session.run_with_ort_values(names, feed, options)
+        return [_bits(value) if name in self._bits else value.numpy() for name, value in zip(names, values, strict=True)]
 
     def quick(self, rows: int) -> bool:
         """Return whether a run of ``rows`` rows is short enough for the event loop, by what the warm-up took."""
@@ -147,6 +165,12 @@ def _open(model: bytes, settings: Settings) -> Any:
         )
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here, some only RuntimeError
         raise CorruptError(f"ONNX Runtime cannot load the model: {str(error)[:500]}") from None
+
+
+def _bits(value: Any) -> Array:
+    """Return a copy of the elements of a BF16 value of ONNX Runtime."""
+    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(raw, DTYPES["BF16"]).reshape(value.shape())
 
 
 def _compare(role: str, found: Iterable[Any], expected: tuple[Tensor, ...]) -> None:

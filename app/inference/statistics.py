@@ -40,6 +40,34 @@ class Times(NamedTuple):
     encode: int
 
 
+class Run(NamedTuple):
+    """Nanoseconds that one run spent joining its requests, in the model, and parting its results."""
+
+    input: int
+    infer: int
+    output: int
+
+
+class Batches:
+    """What all runs of one size took."""
+
+    __slots__ = ("infer", "input", "output")
+
+    def __init__(self) -> None:
+        self.input, self.infer, self.output = Tally(), Tally(), Tally()
+
+    def add(self, run: Run) -> None:
+        """Count one run."""
+        self.input.add(run.input)
+        self.infer.add(run.infer)
+        self.output.add(run.output)
+
+    def describe(self, rows: int) -> dict[str, Any]:
+        """Return the protocol's object."""
+        parts = {"compute_input": self.input, "compute_infer": self.infer, "compute_output": self.output}
+        return {"batch_size": rows, **{name: tally.describe() for name, tally in parts.items()}}
+
+
 class Statistics:
     """What one version has done since the process started; outlives its session."""
 
@@ -50,7 +78,7 @@ class Statistics:
         self.execution_count = 0
         self.success, self.fail, self.queue = Tally(), Tally(), Tally()
         self.decode, self.run, self.encode = Tally(), Tally(), Tally()
-        self.batches: dict[int, Tally] = {}
+        self.batches: dict[int, Batches] = {}
 
     def succeeded(self, times: Times) -> None:
         """Count one request that was answered."""
@@ -65,11 +93,14 @@ class Statistics:
         """Count one request that was refused or failed."""
         self.fail.add(ns)
 
-    def executed(self, rows: int, ns: int) -> None:
+    def executed(self, rows: int, run: Run) -> None:
         """Count one run of the session that gave ``rows`` rows."""
         self.execution_count += 1
         self.inference_count += rows
-        self.batches.setdefault(rows, Tally()).add(ns)
+        batches = self.batches.get(rows)
+        if batches is None:
+            batches = self.batches[rows] = Batches()
+        batches.add(run)
 
     def describe(self, model: str, version: str, *, device: str | None) -> dict[str, Any]:
         """Return the protocol's object; ``device`` is None while the version is not loaded."""
@@ -92,9 +123,6 @@ class Statistics:
                 "cache_miss": nothing,
             },
             "response_stats": {},
-            "batch_stats": [
-                {"batch_size": rows, "compute_input": nothing, "compute_infer": tally.describe(), "compute_output": nothing}
-                for rows, tally in sorted(self.batches.items())
-            ],
+            "batch_stats": [batches.describe(rows) for rows, batches in sorted(self.batches.items())],
             "memory_usage": memory,
         }

@@ -13,7 +13,7 @@ from app.errors import InvalidRequestError
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
-# BF16 is missing: numpy has no such type, so a model that takes it cannot be loaded.
+# BF16 is held as its bits, since numpy has no such type.
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype("<u1"),
@@ -25,11 +25,12 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "INT32": np.dtype("<i4"),
     "INT64": np.dtype("<i8"),
     "FP16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
     "BYTES": np.dtype(object),
 }
-FLOATS: Final = frozenset({"FP16", "FP32", "FP64"})
+FLOATS: Final = frozenset({"FP16", "BF16", "FP32", "FP64"})
 WITHOUT_JSON: Final = frozenset({"FP16", "BF16"})
 
 _NUMBERS: Final = frozenset({int, float})
@@ -48,6 +49,11 @@ _KINDS: Final[dict[type, str]] = {
     float: "a number",
     type(None): "null",
 }
+
+
+def numbers(array: Array, datatype: str) -> Array:
+    """Return ``array`` as numbers to compute with: where it holds the bits of BF16, the FP32 numbers that they stand for."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if datatype == "BF16" else array
 
 
 def kind(value: Any) -> str:

@@ -17,6 +17,7 @@ from export import bundle
 ONNX_TYPES = {
     "BOOL": TensorProto.BOOL,
     "FP16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
     "FP32": TensorProto.FLOAT,
     "FP64": TensorProto.DOUBLE,
     "BYTES": TensorProto.STRING,

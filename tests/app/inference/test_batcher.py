@@ -62,7 +62,7 @@ async def test_rows_that_depend_on_each_other_are_never_put_together(models: Any
 async def test_a_run_has_at_most_the_rows_of_the_limit_unless_one_request_is_larger(models: Any, batcher: Callable[..., Batcher]) -> None:
     own = batcher(models.affine(), max_batch_rows=4)
     await asyncio.gather(*(ask(own, rows(*range(size))) for size in (2, 2, 1, 9, 3)))
-    assert {size: tally.count for size, tally in own._statistics.batches.items()} == {4: 1, 1: 1, 9: 1, 3: 1}
+    assert {size: batches.infer.count for size, batches in own._statistics.batches.items()} == {4: 1, 1: 1, 9: 1, 3: 1}
 
 
 async def test_requests_of_other_widths_do_not_share_a_run(models: Any, batcher: Callable[..., Batcher]) -> None:
