@@ -2,14 +2,14 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from specnorm_core import bounds
 from specnorm_core.architecture import Network
-from specnorm_core.layers import SpectralConv2d, SpectralLayer, SpectralLinear
+from specnorm_core.counterparts import bare_layer, base_of
+from specnorm_core.layers import SpectralConvolution, SpectralEmbedding, SpectralLayer
 from specnorm_core.norms import matrix, operator_sigma_upper, sigma, sigma_upper, spectral_layers
 from specnorm_core.orthogonal import OrthogonalLinear, bjorck
 
@@ -37,18 +37,18 @@ def named_norm_upper(layer: SpectralLayer, weight: Tensor) -> float:
     """Return a rigorous upper bound of the norm that ``layer`` is built with, of ``weight`` in the place of its own."""
     if layer.norm == "operator":
         return operator_sigma_upper(layer, weight)
-    return bounds.sigma_upper(weight.detach().double().flatten(1).cpu().numpy())
+    return bounds.sigma_upper(layer.matricise(weight.detach().double()).cpu().numpy())
 
 
 def fold(model: Network) -> tuple[Network, tuple[FoldedLayer, ...]]:
-    """Return a copy of ``model`` in eval mode with plain layers in the place of spectral ones, and the norms before the fold.
+    """Return a copy of ``model`` on the CPU, in eval mode, with plain layers in the place of spectral ones, and the norms before the fold.
 
     ``model`` is left as it is. The stored float32 weights are certified again: their norm is at most the layer's target.
 
     Raises:
-        FoldError: a weight is zero or not finite.
+        FoldError: a weight is zero or not finite, or a layer does not fit what comes before it.
     """
-    folded = copy.deepcopy(model).eval()
+    folded = copy.deepcopy(model).cpu().eval()
     reports: list[FoldedLayer] = []
     sizes = _input_sizes(model)
     for name, layer in spectral_layers(model).items():
@@ -91,28 +91,13 @@ def _divide(layer: SpectralLayer, upper: float) -> Tensor:
     raise ValueError(f"its folded norm could not be certified to be at most {layer.target}")
 
 
-def _plain_linear(layer: SpectralLinear) -> nn.Module:
-    return nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-
-
-def _plain_conv2d(layer: SpectralConv2d) -> nn.Module:
-    out, within, *kernel = layer.weight.shape
-    options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
-    if layer.padding_mode != "zeros":
-        raise ValueError(f"an export writes no padding of mode {layer.padding_mode}")
-    return nn.Conv2d(within * layer.groups, out, (kernel[0], kernel[1]), bias=layer.bias is not None, **options)  # type: ignore[arg-type]  # pairs
-
-
-PLAIN: dict[type[SpectralLayer], Any] = {SpectralLinear: _plain_linear, OrthogonalLinear: _plain_linear, SpectralConv2d: _plain_conv2d}
-
-
 def _plain(layer: SpectralLayer, weight: Tensor) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced at once
-        plain: nn.Module = PLAIN[type(layer)](layer)
-    with torch.no_grad():
-        plain.weight.copy_(weight)  # type: ignore[operator]  # a Parameter, which nn.Module types as Tensor | Module
-        if layer.bias is not None:
-            plain.bias.copy_(layer.bias)  # type: ignore[operator]  # as above
+    plain = bare_layer(base_of(layer), layer, weight.cpu())
+    if layer.bias is not None:
+        bias = layer.bias.detach().to("cpu", torch.float32, copy=True)
+        if not bool(torch.isfinite(bias).all()):
+            raise ValueError("its bias is not finite in float32")
+        plain.bias = nn.Parameter(bias, requires_grad=False)
     return plain.eval()
 
 
@@ -120,14 +105,14 @@ def _plain(layer: SpectralLayer, weight: Tensor) -> nn.Module:
 def _input_sizes(model: Network) -> dict[str, tuple[int, ...]]:
     """Return the image size that each convolution meets."""
     sizes: dict[str, tuple[int, ...]] = {}
-    training = model.training
     x = torch.zeros(1, *model.input_shape)
-    for name, layer in model.eval().named_children():
-        if isinstance(layer, SpectralConv2d):
-            sizes[name] = tuple(x.shape[-2:])
+    for name, layer in copy.deepcopy(model).float().cpu().eval().named_children():
+        if isinstance(layer, SpectralConvolution):
+            sizes[name] = tuple(x.shape[-layer.axes :])
         try:
+            if isinstance(layer, SpectralEmbedding):
+                raise ValueError("it takes whole numbers, and the input of a network is real")
             x = layer(x)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise FoldError(f"layer {name!r} cannot be folded: {error}") from None
-    model.train(training)
     return sizes

@@ -7,6 +7,7 @@ Numerical Algorithms, section 3.5: a sum of k products, in any order and with or
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,9 @@ EXACT = (nn.ReLU, GroupSort, FullSort, nn.Flatten, nn.Unflatten)
 """Layers that select or move numbers: they add no error."""
 
 
+LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+
+
 class UnboundedError(ValueError):
     """No error bound is known for a layer; the sentence names it."""
 
@@ -76,7 +80,7 @@ def error_bound(folded: Network, sigmas: dict[str, float]) -> Affine:
     x = torch.zeros(1, *folded.input_shape)
     for name, layer in folded.named_children():
         y = layer(x)
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, LINEAR):
             local = _local_error(layer, x.shape[2:], y.shape[2:], size)
             bias = Affine(
                 0.0, 0.0 if layer.bias is None else float(layer.bias.detach().double().norm()) * math.sqrt(math.prod(y.shape[2:]))
@@ -95,15 +99,20 @@ def error_bound(folded: Network, sigmas: dict[str, float]) -> Affine:
     return error
 
 
-def _local_error(layer: nn.Linear | nn.Conv2d, size_in: torch.Size, size_out: torch.Size, size: Affine) -> Affine:
+def _local_error(layer: Any, size_in: torch.Size, size_out: torch.Size, size: Affine) -> Affine:
     """Return the error that this layer itself adds: ``gamma (norm(|W|) norm(x) + norm(b))``."""
     weight = np.abs(layer.weight.detach().double().numpy())
-    if isinstance(layer, nn.Conv2d):
-        absolute = bounds.conv_sigma_upper(
-            weight, input_size=tuple(size_in), stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups  # type: ignore[arg-type]  # pairs of int
-        )  # fmt: skip
-    else:
+    terms, outputs = weight[0].size, weight.shape[0]
+    if isinstance(layer, nn.Linear):
         absolute = bounds.sigma_upper(weight)
+    else:
+        if isinstance(layer, nn.ConvTranspose2d):
+            # Each output takes one column of every kernel that reaches it.
+            size_in, terms, outputs = size_out, weight[:, 0].size // layer.groups, layer.out_channels
+        absolute = bounds.conv_sigma_upper(
+            weight, input_size=tuple(size_in), stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups,
+            padding_mode=layer.padding_mode,
+        )  # fmt: skip
     bias = 0.0 if layer.bias is None else float(layer.bias.detach().double().norm()) * math.sqrt(math.prod(size_out))
-    terms = weight[0].size + 2
-    return size.times(absolute * gamma(terms)) + Affine(0.0, bias * gamma(terms) + TINY * math.prod(size_out, start=weight.shape[0]))
+    rounding = gamma(terms + 2)
+    return size.times(absolute * rounding) + Affine(0.0, bias * rounding + TINY * math.prod(size_out, start=outputs))

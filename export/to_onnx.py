@@ -14,9 +14,11 @@ from export.rounding import Affine
 from specnorm_core.activations import FullSort, GroupSort
 from specnorm_core.architecture import Network
 
-OPSET = 18
+OPSET, WRAPPING_OPSET = 18, 19
+"""Only ``Pad`` of mode ``wrap`` needs the later one, which the CUDA kernels of ONNX Runtime do not all have."""
 IR_VERSION = 10
 """ONNX Runtime 1.18 and later read it."""
+PAD_MODES = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}
 LOGITS, PREDICTION, RADIUS = "logits", "prediction", "certified_radius"
 
 
@@ -40,6 +42,12 @@ class Graph:
         self.weights: list[onnx.TensorProto] = []
         self.at = "input"
 
+    @property
+    def opset(self) -> int:
+        """The oldest opset that has all of it."""
+        wraps = any(attribute.s == b"wrap" for node in self.nodes for attribute in node.attribute)
+        return WRAPPING_OPSET if wraps else OPSET
+
     def weight(self, name: str, value: np.ndarray | np.generic) -> str:
         """Add a constant and return its name."""
         self.weights.append(numpy_helper.from_array(np.asarray(value), name))
@@ -58,14 +66,26 @@ def _linear(graph: Graph, name: str, layer: nn.Linear) -> str:
     return graph.node("Gemm", inputs, name, transB=1)
 
 
-def _conv2d(graph: Graph, name: str, layer: nn.Conv2d) -> str:
-    inputs = [graph.at, graph.weight(f"{name}.weight", layer.weight.detach().numpy())]
+def _conv(graph: Graph, name: str, layer: Any) -> str:
+    pads, source = list(layer.padding) * 2, graph.at
+    if layer.padding_mode != "zeros":
+        widths = graph.weight(f"{name}.pads", np.array([0, 0, *layer.padding] * 2, dtype=np.int64))
+        source, pads = graph.node("Pad", [graph.at, widths], f"{name}.padded", mode=PAD_MODES[layer.padding_mode]), [0] * len(pads)
+    return _convolution(graph, "Conv", name, layer, [source], pads=pads)
+
+
+def _transposed(graph: Graph, name: str, layer: Any) -> str:
+    pads, extra = list(layer.padding) * 2, list(layer.output_padding)
+    return _convolution(graph, "ConvTranspose", name, layer, [graph.at], pads=pads, output_padding=extra)
+
+
+def _convolution(graph: Graph, op: str, name: str, layer: Any, inputs: list[str], **attributes: Any) -> str:
+    inputs = [*inputs, graph.weight(f"{name}.weight", layer.weight.detach().numpy())]
     if layer.bias is not None:
         inputs.append(graph.weight(f"{name}.bias", layer.bias.detach().numpy()))
-    pads = [int(p) for p in layer.padding] * 2
     return graph.node(
-        "Conv", inputs, name, kernel_shape=list(layer.kernel_size), strides=list(layer.stride), pads=pads,
-        dilations=list(layer.dilation), group=layer.groups,
+        op, inputs, name, kernel_shape=list(layer.kernel_size), strides=list(layer.stride), dilations=list(layer.dilation),
+        group=layer.groups, **attributes,
     )  # fmt: skip
 
 
@@ -92,7 +112,10 @@ def _sort(graph: Graph, name: str, size: int, shape: tuple[int, ...]) -> str:
 
 WRITERS: dict[type[nn.Module], Callable[[Graph, str, Any, tuple[int, ...]], str]] = {
     nn.Linear: lambda graph, name, layer, shape: _linear(graph, name, layer),
-    nn.Conv2d: lambda graph, name, layer, shape: _conv2d(graph, name, layer),
+    nn.Conv1d: lambda graph, name, layer, shape: _conv(graph, name, layer),
+    nn.Conv2d: lambda graph, name, layer, shape: _conv(graph, name, layer),
+    nn.Conv3d: lambda graph, name, layer, shape: _conv(graph, name, layer),
+    nn.ConvTranspose2d: lambda graph, name, layer, shape: _transposed(graph, name, layer),
     nn.ReLU: lambda graph, name, layer, shape: graph.node("Relu", [graph.at], name),
     nn.Flatten: lambda graph, name, layer, shape: _reshape(graph, graph.at, name, [0, math.prod(shape)]),
     nn.Unflatten: lambda graph, name, layer, shape: _reshape(graph, graph.at, name, [0, *layer.unflattened_size]),
@@ -132,7 +155,7 @@ def to_onnx(folded: Network, *, classifier: bool, certificate: Certificate | Non
     inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *folded.input_shape])]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "specnorm", inputs, outputs, graph.weights),
-        opset_imports=[helper.make_opsetid("", OPSET)], producer_name="specnorm", ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", graph.opset)], producer_name="specnorm", ir_version=IR_VERSION,
     )  # fmt: skip
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -29,10 +29,12 @@ def run(model: bytes, x: np.ndarray) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def outputs_of(model: nn.Module, x: np.ndarray) -> np.ndarray:
-    """Return the outputs of a PyTorch model in eval mode."""
+    """Return the outputs of a PyTorch model in eval mode, of ``x`` in the type and on the device of its parameters."""
     training = model.training
-    y: np.ndarray = model.eval()(torch.from_numpy(x)).numpy()
+    like = next(model.parameters(), torch.empty(0))
+    outputs: torch.Tensor = model.eval()(torch.from_numpy(x).to(like))
     model.train(training)
+    y: np.ndarray = (outputs.float() if outputs.dtype.itemsize < 4 else outputs).cpu().numpy()
     return y
 
 

@@ -7,8 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specnorm_core import bounds, functional, gradients, per_sample
-    from specnorm_core.activations import GroupSort
+    from specnorm_core import activations, bounds, functional, gradients, losses, per_sample
+    from specnorm_core.activations import FullSort, GroupSort, Householder
     from specnorm_core.architecture import Architecture, build, preset
     from specnorm_core.convert import ConversionWarning, load_torch_state_dict, plain, spectral_norm
     from specnorm_core.incoming import ConversionError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SpectralLinear,
     )
     from specnorm_core.norms import attach, power_iteration, sigma, sigma_upper
+    from specnorm_core.orthogonal import OrthogonalLinear
     from specnorm_core.training import DivergedError, Fit, Hyperparameters, StepRecord, fit
 
 _HOME = {
@@ -30,8 +31,11 @@ _HOME = {
     "ConversionWarning": "convert",
     "DivergedError": "training",
     "Fit": "training",
+    "FullSort": "activations",
     "GroupSort": "activations",
+    "Householder": "activations",
     "Hyperparameters": "training",
+    "OrthogonalLinear": "orthogonal",
     "SpectralConv1d": "layers",
     "SpectralConv2d": "layers",
     "SpectralConv3d": "layers",
@@ -51,13 +55,14 @@ _HOME = {
     "sigma_upper": "norms",
     "spectral_norm": "convert",
 }
-_MODULES = ("bounds", "functional", "gradients", "per_sample")
+_MODULES = ("activations", "bounds", "functional", "gradients", "losses", "per_sample")
 
 __all__ = [
-    "Architecture", "ConversionError", "ConversionWarning", "DivergedError", "Fit", "GroupSort", "Hyperparameters", "SpectralConv1d",
-    "SpectralConv2d", "SpectralConv3d", "SpectralConvTranspose2d", "SpectralEmbedding", "SpectralLayer", "SpectralLinear", "StepRecord",
-    "attach", "bounds", "build", "fit", "functional", "gradients", "load_torch_state_dict", "per_sample", "plain", "power_iteration",
-    "preset", "sigma", "sigma_upper", "spectral_norm",
+    "Architecture", "ConversionError", "ConversionWarning", "DivergedError", "Fit", "FullSort", "GroupSort", "Householder",
+    "Hyperparameters", "OrthogonalLinear", "SpectralConv1d", "SpectralConv2d", "SpectralConv3d", "SpectralConvTranspose2d",
+    "SpectralEmbedding", "SpectralLayer", "SpectralLinear", "StepRecord", "activations", "attach", "bounds", "build", "fit", "functional",
+    "gradients", "load_torch_state_dict", "losses", "per_sample", "plain", "power_iteration", "preset", "sigma", "sigma_upper",
+    "spectral_norm",
 ]  # fmt: skip
 
 

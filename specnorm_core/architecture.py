@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,10 +10,21 @@ from torch import Tensor, nn
 
 from specnorm_core.activations import FullSort, GroupSort
 from specnorm_core.functional import Constraint, GradientMode
-from specnorm_core.layers import Norm, SpectralConv2d, SpectralLinear, choose
+from specnorm_core.layers import (
+    Norm,
+    SpectralConv1d,
+    SpectralConv2d,
+    SpectralConv3d,
+    SpectralConvolution,
+    SpectralConvTranspose2d,
+    SpectralLinear,
+    choose,
+)
 from specnorm_core.orthogonal import ITERATIONS, OrthogonalLinear
 
-Pair = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+PaddingMode = Literal["zeros", "circular", "reflect", "replicate"]
 
 
 class Spec(BaseModel):
@@ -54,14 +65,60 @@ class Orthogonal(Spec):
     iterations: int = Field(default=ITERATIONS, ge=1, le=100)
 
 
-class Conv2d(Spectral):
+class Convolution(Spectral):
+    """What the convolutions share; sizes have one entry per axis."""
+
+    channels: int = Field(ge=1, le=2**14)
+    groups: int = Field(default=1, ge=1)
+
+    def geometry(self) -> dict[str, Any]:
+        """Return the rest of what the layer's constructor takes by name."""
+        names = {"stride", "padding", "dilation", "groups", "padding_mode", "output_padding"}
+        return self.model_dump(include=names)
+
+
+class Conv1d(Convolution):
+    """``SpectralConv1d``."""
+
+    kind: Literal["conv1d"] = "conv1d"
+    kernel: tuple[Positive] = (3,)
+    stride: tuple[Positive] = (1,)
+    padding: tuple[Natural] = (0,)
+    dilation: tuple[Positive] = (1,)
+    padding_mode: PaddingMode = "zeros"
+
+
+class Conv2d(Convolution):
     """``SpectralConv2d``."""
 
     kind: Literal["conv2d"] = "conv2d"
-    channels: int = Field(ge=1, le=2**14)
-    kernel: Pair = (3, 3)
-    stride: Pair = (1, 1)
-    padding: tuple[int, int] = (0, 0)
+    kernel: tuple[Positive, Positive] = (3, 3)
+    stride: tuple[Positive, Positive] = (1, 1)
+    padding: tuple[Natural, Natural] = (0, 0)
+    dilation: tuple[Positive, Positive] = (1, 1)
+    padding_mode: PaddingMode = "zeros"
+
+
+class Conv3d(Convolution):
+    """``SpectralConv3d``."""
+
+    kind: Literal["conv3d"] = "conv3d"
+    kernel: tuple[Positive, Positive, Positive] = (3, 3, 3)
+    stride: tuple[Positive, Positive, Positive] = (1, 1, 1)
+    padding: tuple[Natural, Natural, Natural] = (0, 0, 0)
+    dilation: tuple[Positive, Positive, Positive] = (1, 1, 1)
+    padding_mode: PaddingMode = "zeros"
+
+
+class ConvTranspose2d(Convolution):
+    """``SpectralConvTranspose2d``."""
+
+    kind: Literal["convtranspose2d"] = "convtranspose2d"
+    kernel: tuple[Positive, Positive] = (2, 2)
+    stride: tuple[Positive, Positive] = (2, 2)
+    padding: tuple[Natural, Natural] = (0, 0)
+    dilation: tuple[Positive, Positive] = (1, 1)
+    output_padding: tuple[Natural, Natural] = (0, 0)
 
 
 class Sort(Spec):
@@ -109,20 +166,22 @@ class Flatten(Spec):
 
 
 class Unflatten(Spec):
-    """A flat row becomes an image ``(channels, height, width)``."""
+    """A flat row becomes a signal ``(channels, length)``, an image or a volume."""
 
     kind: Literal["unflatten"] = "unflatten"
-    shape: tuple[int, int, int]
+    shape: tuple[Positive, ...] = Field(min_length=2, max_length=4)
 
 
 Activation = Sort | Sorted | Relu | LeakyRelu | Tanh | Softplus
-LayerSpec = Annotated[Linear | Orthogonal | Conv2d | Activation | Flatten | Unflatten, Field(discriminator="kind")]
+LayerSpec = Annotated[
+    Linear | Orthogonal | Conv1d | Conv2d | Conv3d | ConvTranspose2d | Activation | Flatten | Unflatten, Field(discriminator="kind")
+]
 
 
 class Architecture(Spec):
     """A chain of layers on inputs of ``input_shape`` (without the batch), normalised inside the graph as ``(x - shift) * scale``."""
 
-    input_shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, max_length=3)
+    input_shape: tuple[Positive, ...] = Field(min_length=1, max_length=4)
     shift: float = 0.0
     scale: float = Field(default=1.0, gt=0)
     layers: tuple[LayerSpec, ...] = Field(min_length=1, max_length=256)
@@ -168,15 +227,12 @@ def _orthogonal(spec: Orthogonal, shape: Shape) -> tuple[nn.Module, Shape]:
     return OrthogonalLinear(features, spec.features, **options), (spec.features,)
 
 
-def _conv2d(spec: Conv2d, shape: Shape) -> tuple[nn.Module, Shape]:
-    channels, *size = _expect(spec, shape, 3)
-    out = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, spec.padding, spec.kernel, spec.stride, strict=True))
-    if min(out) < 1:
-        raise ValueError(f"a kernel of {spec.kernel} does not fit an image of {tuple(size)} with padding {spec.padding}")
-    layer = SpectralConv2d(
-        channels, spec.channels, spec.kernel, stride=spec.stride, padding=spec.padding, input_size=(size[0], size[1]), **spec.options()  # type: ignore[arg-type]  # checked by pydantic
-    )  # fmt: skip
-    return layer, (spec.channels, *out)
+def _conv(spec: Conv1d | Conv2d | Conv3d | ConvTranspose2d, shape: Shape) -> tuple[nn.Module, Shape]:
+    kind = CONVOLUTIONS[type(spec)]
+    channels, *size = _expect(spec, shape, kind.axes + 1)
+    options: dict[str, Any] = {**spec.geometry(), **spec.options()}
+    layer = kind(channels, spec.channels, spec.kernel, input_size=tuple(size), **options)
+    return layer, (spec.channels, *layer.output_size(tuple(size)))
 
 
 def _sort(spec: Sort, shape: Shape) -> tuple[nn.Module, Shape]:
@@ -198,10 +254,17 @@ def _expect(spec: Spec, shape: Shape, rank: int) -> Shape:
     return shape
 
 
+CONVOLUTIONS: dict[type[Spec], type[SpectralConvolution]] = {
+    Conv1d: SpectralConv1d,
+    Conv2d: SpectralConv2d,
+    Conv3d: SpectralConv3d,
+    ConvTranspose2d: SpectralConvTranspose2d,
+}
+
 BUILDERS: dict[type[Spec], Callable[..., tuple[nn.Module, Shape]]] = {
     Linear: _linear,
     Orthogonal: _orthogonal,
-    Conv2d: _conv2d,
+    **dict.fromkeys(CONVOLUTIONS, _conv),
     Sort: _sort,
     Sorted: lambda spec, shape: (FullSort(), shape),
     Relu: lambda spec, shape: (nn.ReLU(), shape),

@@ -125,6 +125,11 @@ class SpectralConvolution(SpectralLayer):
         """Return the size of the image that the kernel's windows lie on when the input has ``input_size``."""
         return input_size
 
+    def output_size(self, input_size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the size of the output for an input of ``input_size``."""
+        parts = zip(input_size, self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in parts)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for ``x (B, in, *size)``.
 
@@ -190,8 +195,10 @@ class SpectralConvTranspose2d(SpectralConvolution):
 
     def image_size(self, input_size: tuple[int, ...] | None) -> tuple[int, ...] | None:
         """Return the size of the output."""
-        if input_size is None:
-            return None
+        return None if input_size is None else self.output_size(input_size)
+
+    def output_size(self, input_size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the size of the output for an input of ``input_size``."""
         parts = zip(input_size, self.stride, self.padding, self.dilation, self.kernel_size, self.output_padding, strict=True)
         return tuple((n - 1) * s - 2 * p + d * (k - 1) + extra + 1 for n, s, p, d, k, extra in parts)
 
