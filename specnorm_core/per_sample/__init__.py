@@ -8,13 +8,28 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from specnorm_core.layers import SpectralLinear
+from specnorm_core.layers import SpectralConv1d, SpectralConv2d, SpectralConv3d, SpectralConvTranspose2d, SpectralEmbedding, SpectralLinear
 from specnorm_core.per_sample.base import UNIT, Rule
+from specnorm_core.per_sample.convolutions import Convolution, TransposedConvolution
+from specnorm_core.per_sample.embeddings import Embedding, SpectralLookup
 from specnorm_core.per_sample.linear import Linear, SpectralDense
+from specnorm_core.per_sample.normalisations import GroupNorm, LayerNorm
 
 RULES: dict[type[nn.Module], Rule] = {
     SpectralLinear: SpectralDense(),
+    SpectralConv1d: Convolution(),
+    SpectralConv2d: Convolution(),
+    SpectralConv3d: Convolution(),
+    SpectralConvTranspose2d: TransposedConvolution(),
+    SpectralEmbedding: SpectralLookup(),
     nn.Linear: Linear(),
+    nn.Conv1d: Convolution(),
+    nn.Conv2d: Convolution(),
+    nn.Conv3d: Convolution(),
+    nn.ConvTranspose2d: TransposedConvolution(),
+    nn.Embedding: Embedding(),
+    nn.LayerNorm: LayerNorm(),
+    nn.GroupNorm: GroupNorm(),
 }
 """The rule of each kind of layer; a subclass may compute something else, so it needs a rule of its own."""
 

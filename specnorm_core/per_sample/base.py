@@ -55,9 +55,9 @@ class Rule(ABC):
 def squares_of_sums(sums: Tensor, sizes: Tensor, *, terms: int) -> Tensor:
     """Return the squared norm of every ``sums[b]``, rounded up, where an entry is a sum whose terms' sizes add up to that of ``sizes``.
 
-    Any order of summation errs by at most ``terms`` roundings of the sum of sizes.
+    Any order of summation errs by at most ``terms`` roundings of the sum of sizes; each term may have as many of its own.
     """
-    margin = 2 * (terms + 8) * UNIT
+    margin = 8 * (terms + 8) * UNIT
     return (sums.flatten(1).abs() + margin * sizes.flatten(1)).square().sum(dim=1).mul(1 + margin)
 
 

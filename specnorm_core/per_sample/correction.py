@@ -49,6 +49,11 @@ def active(layer: SpectralLayer) -> Tensor | None:
     return (layer.sigma() > layer.target).double() if layer.constraint == "cap" else None
 
 
+def scale_of(layer: SpectralLayer) -> Tensor:
+    """Return what the forward pass multiplies W with, a scalar."""
+    return CONSTRAINTS[layer.constraint](layer.sigma(), layer.target)
+
+
 def correction(layer: nn.Module, dtype: torch.dtype) -> Correction | None:
     """Return the constants of ``layer`` in ``dtype``, or None for a plain one."""
     if not isinstance(layer, SpectralLayer):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from specnorm_core.functional import CONSTRAINTS, unit
-from specnorm_core.layers import SpectralLinear
+from specnorm_core.layers import SpectralEmbedding, SpectralLinear
 from specnorm_core.per_sample.base import UNIT, chunk, norm
-from specnorm_core.per_sample.correction import active
+from specnorm_core.per_sample.correction import active, scale_of
 from specnorm_core.per_sample.products import Product
 
 
@@ -49,13 +49,11 @@ class SpectralDense(Linear):
     def weight_sum(self, layer: SpectralLinear, x: Tensor, g: Tensor, weights: Tensor) -> Tensor:
         """Return ``scale (G' X - Lam u v')`` with ``Lam = <G' X, W> / sigma``: a pass over the result instead of one more product."""
         raw = self.total(layer, x, g * weights.view(-1, *[1] * (g.dim() - 1)))
-        sigma = layer.sigma()
-        scale = CONSTRAINTS[layer.constraint](sigma, layer.target)
-        raw = raw.mul_(scale)
+        raw = raw.mul_(scale_of(layer))
         if layer.gradient_mode == "simplified":
             return raw
         u, v = layer.pair
-        lam = torch.dot(raw.flatten(), layer.weight.detach().to(raw.dtype).flatten()) / sigma
+        lam = torch.dot(raw.flatten(), layer.weight.detach().to(raw.dtype).flatten()) / layer.sigma()
         within = active(layer)
         return raw.addr_((u * -(lam if within is None else lam * within)).to(raw.dtype), v.to(raw.dtype))
 
@@ -77,7 +75,7 @@ class Constants:
         return self.size.div(self.sigma.abs()).add(1).square().mul(8 * (len(self.u) + len(self.v) + 8) * UNIT)
 
 
-def constants_of(layer: SpectralLinear) -> Constants:
+def constants_of(layer: SpectralLinear | SpectralEmbedding) -> Constants:
     """Return the constants of ``layer``; W is widened a few rows at a time."""
     u, v = (part.double() for part in layer.pair)
     length = norm(u) * norm(v)

@@ -80,6 +80,83 @@ def test_linear_layers_on_rows_and_sequences(shape, positions, bias, options, se
     assert not mismatches(nn.Linear(n, m, bias).double(), x)
 
 
+geometries = st.fixed_dictionaries({
+    "kernel_size": st.integers(1, 3),
+    "stride": st.integers(1, 2),
+    "padding": st.integers(0, 2),
+    "dilation": st.integers(1, 2),
+    "groups": st.sampled_from([1, 2]),
+    "bias": st.booleans(),
+    "padding_mode": st.sampled_from(["zeros", "circular", "reflect", "replicate"]),
+})  # fmt: skip
+
+
+@few
+@given(st.sampled_from([1, 1, 2, 2, 3]), geometries, options, st.sampled_from(["operator", "matricised"]), seeds)
+def test_convolutions_over_one_to_three_axes(axes, geometry, options, norm, seed):
+    torch.manual_seed(seed)
+    size = (7, 6, 5)[:axes]
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    spectral, plain = getattr(sn, f"SpectralConv{axes}d"), getattr(nn, f"Conv{axes}d")
+    assert not mismatches(spectral(4, 2, input_size=size, norm=norm, **geometry, **options).double(), x)
+    assert not mismatches(plain(4, 2, **geometry).double(), x)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_a_plain_convolution_s_padding_may_be_a_word(padding):
+    torch.manual_seed(0)
+    for mode in ("zeros", "circular"):
+        layer = nn.Conv2d(2, 3, (2, 3), dilation=(1, 2), padding=padding, padding_mode=mode).double()
+        assert not mismatches(layer, torch.randn(2, 2, 7, 7, dtype=torch.float64))
+
+
+@few
+@given(geometries, st.integers(0, 1), options, st.sampled_from(["operator", "matricised"]), seeds)
+def test_transposed_convolutions(geometry, output_padding, options, norm, seed):
+    torch.manual_seed(seed)
+    geometry = {**geometry, "padding_mode": "zeros", "padding": min(geometry["padding"], 1)}
+    geometry["output_padding"] = min(output_padding, max(geometry["stride"], geometry["dilation"]) - 1)
+    x = torch.randn(2, 4, 5, 4, dtype=torch.float64)
+    assert not mismatches(sn.SpectralConvTranspose2d(4, 2, input_size=(5, 4), norm=norm, **geometry, **options).double(), x)
+    assert not mismatches(nn.ConvTranspose2d(4, 2, **geometry).double(), x)
+
+
+@few
+@given(
+    st.tuples(st.integers(2, 6), st.integers(1, 4)), st.sampled_from([(), (1,), (5,), (2, 3)]), st.sampled_from([None, 0]), options, seeds
+)
+def test_embeddings_that_look_an_entry_up_once_or_often(shape, positions, padding_idx, options, seed):
+    torch.manual_seed(seed)
+    x = torch.randint(shape[0], (3, *positions))
+    layer = sn.SpectralEmbedding(*shape, padding_idx=padding_idx, **options).double()
+    with torch.no_grad():
+        layer.weight[0] += 1  # what the untrained entry holds reaches sigma, and the gradient through it
+    assert not mismatches(layer.rederive(), x)
+    assert not mismatches(nn.Embedding(*shape, padding_idx=padding_idx).double(), x)
+
+
+@few
+@given(st.sampled_from([(), (1,), (3,), (2, 2)]), st.booleans(), seeds)
+def test_normalisations(positions, bias, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(3, *positions, 2, 4, dtype=torch.float64) + 10
+    for shape in ((4,), (2, 4)):
+        layer = nn.LayerNorm(shape, bias=bias).double()
+        nn.init.normal_(layer.weight)
+        assert not mismatches(layer, x)
+    layer = nn.GroupNorm(2, 4).double()
+    nn.init.normal_(layer.weight)
+    assert not mismatches(layer, x.movedim(-1, 1).contiguous())
+    assert not mismatches(layer, x[..., 0, :].movedim(-1, 1).contiguous())
+
+
+def test_an_embedding_that_ties_samples_together_is_refused():
+    for option in ({"scale_grad_by_freq": True}, {"max_norm": 1.0}):
+        with pytest.raises(ValueError, match="ties the samples"):
+            per_sample.norms(nn.Embedding(4, 2, **option), torch.zeros(3, dtype=torch.int64), torch.randn(3, 2))
+
+
 @pytest.mark.parametrize("mode", ["full", "simplified"])
 @pytest.mark.parametrize("positions", [(), (4,)])
 def test_gradients_are_those_of_the_seed_s_sampler(mode, positions):
@@ -153,6 +230,52 @@ def test_norms_are_never_below_the_true_ones(dtype, scales, bias):
         assert float((excess / (size + torch.tensor([float(b) for b in true], dtype=torch.float64))).max()) < (
             1e-5 if dtype == torch.float32 else 1e-11 if not positions else 1e-6
         )
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sn.SpectralConv2d(3, 4, 3, padding=1, input_size=5, bias=False),
+        lambda: sn.SpectralConv2d(3, 4, 3, padding=1, input_size=2, bias=False),  # few positions: the Gram form
+        lambda: sn.SpectralConv1d(4, 4, 3, groups=2, input_size=9, bias=False),
+        lambda: sn.SpectralConvTranspose2d(3, 4, 3, stride=2, input_size=4, bias=False),
+    ],
+    ids=["many positions", "few positions", "groups", "transposed"],
+)
+def test_norms_of_float32_convolutions_are_never_below_those_of_the_same_numbers_in_float64(make, parallel, scale):
+    """The worst input is the pair itself: the gradient is along d sigma / dW, and cancels."""
+    torch.manual_seed(0)
+    layer = make()
+    u, v = layer.pair
+    x, g = (v, u) if parallel else (torch.randn_like(v.repeat(4, *[1] * (v.dim() - 1))), torch.randn(4, *u.shape[1:]))
+    x, g = x * scale, g * scale
+    wide = make().double()
+    with torch.no_grad():
+        wide.weight.copy_(layer.weight)
+    wide.set_pair(u, v)
+    true = micro_batches(wide, x.double(), g.double())["weight"].flatten(1).norm(dim=1)
+    found = per_sample.norms(layer, x, g)
+    size = x.double().norm() * g.double().norm()
+    assert bool((found >= true).all())
+    assert bool((found <= true * (1 + 1e-6) + 1e-5 * size).all())
+    if not parallel:
+        assert bool((found <= true * (1 + 1e-6)).all())
+
+
+def test_the_norm_of_a_layer_norm_holds_where_the_mean_is_a_million_times_the_spread():
+    mpmath = pytest.importorskip("mpmath")
+    torch.manual_seed(0)
+    layer = nn.LayerNorm(5, eps=1e-12, bias=False)
+    x, g = 3e6 + torch.randn(6, 5), torch.randn(6, 5)
+    with mpmath.workdps(50):
+        for row, out, found in zip(x.tolist(), g.tolist(), per_sample.norms(layer, x, g).tolist(), strict=True):
+            values = [mpmath.mpf(each) for each in row]
+            mean = sum(values) / 5
+            spread = mpmath.sqrt(sum((each - mean) ** 2 for each in values) / 5 + mpmath.mpf(1e-12))
+            true = mpmath.sqrt(sum((mpmath.mpf(b) * (a - mean) / spread) ** 2 for a, b in zip(values, out, strict=True)))
+            assert true <= found <= true * (1 + 1e-10)
 
 
 def test_the_exact_norm_of_a_wide_float32_layer_is_hit_closely_from_above():
