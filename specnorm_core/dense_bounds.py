@@ -166,6 +166,28 @@ def factorises(G: Stack, diagonal: Real, square: float) -> bool:
         return False
 
 
+def proves_positive(B: Real, slack: float) -> bool:
+    """Say whether it is proved that ``B + E`` is positive semidefinite for every symmetric ``E`` of norm at most ``slack``.
+
+    The Cholesky factorisation of ``fl(B - c I)`` running to its end shows ``B - c I + D`` to be positive semidefinite with
+    ``norm(D) <= gamma(n + 1) / (1 - gamma(n + 1)) trace(B) + u max|B_ii - c|`` (theorem as above, and the one rounding of the diagonal), so
+    ``c`` is ``slack`` and those two terms.
+
+    Args:
+        B: ``(n, n)``, symmetric bit by bit, entries of magnitude about one or less (which keeps underflow harmless).
+        slack: not negative.
+    """
+    n = len(B)
+    diagonal = np.diagonal(B)
+    largest = float(np.abs(diagonal).max(initial=0.0))
+    c = slack + gamma(n + 1) / (1 - gamma(n + 1)) * n * largest + 16 * n * n * TINY
+    c = (c + 2 * UNIT * (largest + c)) * (1 + 2.0**-40)
+    shifted = B.copy()
+    shifted[np.arange(n), np.arange(n)] = diagonal - c
+    factor, info = lapack.dpotrf(shifted.T, lower=0, clean=0, overwrite_a=1)
+    return math.isfinite(c) and int(info) == 0 and bool(np.isfinite(np.diagonal(factor)).all())
+
+
 def leading_eigenvalue(G: Stack, effort: int) -> float:
     """Return a guess of the largest eigenvalue among the Hermitian matrices ``G[i]``; more ``effort``, better guess."""
     if len(G) > 8 * effort:

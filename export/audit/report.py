@@ -1,5 +1,7 @@
 """What an audit says."""
 
+from pydantic import Field
+
 from export.bundle import Frozen, Lipschitz, Tensor
 
 
@@ -18,6 +20,19 @@ class AuditedLayer(Frozen):
     sigma_upper: float
 
 
+class Bounds(Frozen):
+    """Every number about one output's constant, side by side, so that a reader sees how loose each is; None: there is none.
+
+    ``product`` multiplies the layers of a path, ``graph`` follows sums and joins, ``chain`` is the quadratic certificate: all proved.
+    ``searched`` is the largest quotient that a search met: what any bound must exceed, up to the rounding of the runtime.
+    """
+
+    product: float | None = None
+    graph: float | None = None
+    chain: float | None = None
+    searched: float | None = None
+
+
 class Report(Frozen):
     """Norms of the layers, a bound per output, and what is proved about rows.
 
@@ -30,4 +45,5 @@ class Report(Frozen):
     outputs: tuple[Tensor, ...]
     layers: tuple[AuditedLayer, ...]
     lipschitz: dict[str, Lipschitz]
+    bounds: dict[str, Bounds] = Field(default_factory=dict)
     rows_independent: bool

@@ -11,8 +11,11 @@ from onnx import TensorProto
 from onnx.inliner import inline_local_functions
 
 from export.audit import constants
+from export.audit.chain import Certificate, certify
+from export.audit.followed import follow
 from export.audit.node import Node, to_array
-from export.audit.report import AuditedLayer, AuditError, Report
+from export.audit.relations import Relations
+from export.audit.report import AuditedLayer, AuditError, Bounds, Report
 from export.audit.rules import RULES
 from export.audit.values import Dim, NoBoundError, Shape, Value
 from export.bundle import Lipschitz, Tensor
@@ -23,20 +26,30 @@ DATATYPES: dict[int, str] = {
     **{getattr(TensorProto, name): name for name in ("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")},
     **{TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.FLOAT: "FP32", TensorProto.DOUBLE: "FP64"},
 }
+HINT = "specnorm.certificate."
+"""Metadata of a file under this and the name of an output may hold a certificate, which spares the search for it."""
 INFINITE_ALLOWED = {"Clip", "Max", "Min", "Pad"}
 
 
-def audit(model: bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Report:
+def audit(model: bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None, *, chain: bool = False) -> Report:
     """Return the norms of the linear layers of ``model`` and an L2 Lipschitz bound of each output, or the operators that prevent one.
 
     Args:
         model: the content of an ONNX file, or the model itself.
         input_shapes: shapes that take the place of those in the file, by input; -1 = free.
+        chain: also look for the tighter certificate of `export.audit.chain`, and state its bound where it is the least.
 
     Raises:
         AuditError: the content is no ONNX model, keeps weights in other files, or names an input that it does not have.
     """
-    graph, opset = opened(model)
+    return certified(model, input_shapes, chain=chain)[0]
+
+
+def certified(
+    model: bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None, *, chain: bool = True
+) -> tuple[Report, dict[str, Certificate]]:
+    """Return what `audit` does, and what is proved of each output by the quadratic certificate of `chain`, where anything is."""
+    graph, opset, hints = opened(model)
     weights = {tensor.name: constants.constant(tensor.name, to_array(tensor)) for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     unknown = sorted(set(input_shapes or {}) - {value.name for value in inputs})
@@ -44,30 +57,54 @@ def audit(model: bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[in
         raise AuditError(f"the model has no input {unknown[0]!r}; its inputs are {[value.name for value in inputs]}")
     values: dict[str, Value] = {**weights, **started(inputs, input_shapes or {})}
     layers: list[AuditedLayer] = []
+    relations = Relations()
     for proto in graph.node:
         node = Node(proto, tuple(values.get(name, undefined(name)) if name else None for name in proto.input), opset)
-        for value in visit(node):
+        produced = visit(node)
+        for value in produced:
             if value.name in values:
                 raise AuditError(f"two tensors have the name {value.name!r}")
             if value.name:
                 values[value.name] = value
         layers += node.layers
+        if chain:
+            follow(relations, node, produced)
     results = [values.get(output.name, undefined(output.name)) for output in graph.output]
     any_float = any(values[value.name].floating for value in inputs)
-    return Report(
+    certificates = {value.name: found for value in results if (found := certificate(relations, value, hints)) is not None} if chain else {}
+    report = Report(
         inputs=tuple(tensor_of(value.name, value.type.tensor_type.elem_type, values[value.name].shape) for value in inputs),
         outputs=tuple(
             tensor_of(output.name, output.type.tensor_type.elem_type, declared(output) if value.shape is None else value.shape)
             for output, value in zip(graph.output, results, strict=True)
         ),
         layers=tuple(layers),
-        lipschitz={output.name: stated(value, any_float) for output, value in zip(graph.output, results, strict=True)},
+        lipschitz={
+            output.name: stated(value, any_float, certificates.get(output.name))
+            for output, value in zip(graph.output, results, strict=True)
+        },
+        bounds={output.name: compared(value, certificates.get(output.name)) for output, value in zip(graph.output, results, strict=True)},
         rows_independent=bool(results) and all(value.rows for value in results),
     )
+    return report, certificates
 
 
-def opened(model: bytes | onnx.ModelProto) -> tuple[onnx.GraphProto, int]:
-    """Return the graph, local functions put in their place, and the opset of ONNX's own operators.
+def certificate(relations: Relations, value: Value, hints: Mapping[str, str]) -> Certificate | None:
+    """Return what the chain proves of an output that has a bound and was followed."""
+    expression = relations.held.get(value.name)
+    if expression is None or value.causes or not math.isfinite(value.bound):
+        return None
+    return certify(expression, hints.get(HINT + value.name))
+
+
+def compared(value: Value, found: Certificate | None) -> Bounds:
+    """Return every bound that is proved of an output, side by side."""
+    graph = None if value.causes or not math.isfinite(value.bound) else value.bound
+    return Bounds(product=graph if value.chain else None, graph=graph, chain=None if found is None else found.bound)
+
+
+def opened(model: bytes | onnx.ModelProto) -> tuple[onnx.GraphProto, int, dict[str, str]]:
+    """Return the graph, local functions put in their place, the opset of ONNX's own operators, and the metadata.
 
     Raises:
         AuditError: it is no whole ONNX model.
@@ -84,7 +121,7 @@ def opened(model: bytes | onnx.ModelProto) -> tuple[onnx.GraphProto, int]:
     if outside:
         raise AuditError(f"the model keeps {outside[0]!r} in another file; store it with its weights inside")
     versions = [opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
-    return model.graph, int(versions[0]) if versions else 1
+    return model.graph, int(versions[0]) if versions else 1, {entry.key: entry.value for entry in model.metadata_props}
 
 
 def started(inputs: Iterable[onnx.ValueInfoProto], overridden: Mapping[str, Sequence[int]]) -> dict[str, Value]:
@@ -188,9 +225,11 @@ def tensor_of(name: str, element: int, shape: Shape | None) -> Tensor:
     )
 
 
-def stated(value: Value, any_float: bool) -> Lipschitz:
-    """Return the bound of an output, or the reason that there is none."""
+def stated(value: Value, any_float: bool, found: Certificate | None = None) -> Lipschitz:
+    """Return the least bound that is proved of an output, or the reason that there is none."""
     reason = "; ".join(value.causes) or (None if any_float else "the model has no floating-point input")
     if reason is not None or not math.isfinite(value.bound):
         return Lipschitz(bound=None, rigorous=False, method=None, reason=reason or "the bound is not finite")
+    if found is not None and found.bound < value.bound:
+        return Lipschitz(bound=found.bound, rigorous=True, method="chain")
     return Lipschitz(bound=value.bound, rigorous=True, method="product" if value.chain else "graph")
