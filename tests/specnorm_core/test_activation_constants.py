@@ -5,6 +5,8 @@ On [-20, 20] by branch and bound: an interval whose image under the derivative, 
 with ``|x|``, given with it, and is evaluated at 20.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 from mpmath import iv, mp
@@ -43,8 +45,8 @@ class SiLU:
 
 class Mish:
     """``x t(x)``, ``t = tanh(softplus(x))``, ``t' = (1 - t^2) s``, ``t'' = (1 - t^2) s (1 - s - 2 t s)``; with ``e = exp(x)``
-    ``t = (e^2 + 2 e) / (e^2 + 2 e + 2)``. Beyond: ``1 - t^2 <= 4 exp(-2 softplus) <= 4 exp(-2 x)`` on the right, ``t <= softplus <= exp(x)``
-    and ``s <= exp(x)`` on the left.
+    ``t = (e^2 + 2 e) / (e^2 + 2 e + 2)``. Beyond: ``1 - t^2 <= 4 exp(-2 softplus) <= 4 exp(-2 x)`` on the right,
+    ``t <= softplus <= exp(x)`` and ``s <= exp(x)`` on the left.
     """
 
     layer = nn.Mish()
@@ -158,7 +160,7 @@ def test_the_derivatives_that_the_proof_uses_are_those_of_the_layer(curve):
 def test_beyond_the_interval_each_bound_falls():
     for curve in CURVES:
         values = [curve.beyond(iv.mpf(x)) for x in (20, 25, 40, 80)]
-        assert all(later.b <= earlier.b for earlier, later in zip(values, values[1:], strict=False))
+        assert all(later.b <= earlier.b for earlier, later in pairwise(values))
 
 
 def test_the_closed_forms_in_the_docstring_hold():
