@@ -24,7 +24,7 @@ from app.registry.registry import Registry
 from app.security import access, scope_of
 from app.settings import Settings
 
-PASSED_ON = {"export": "export", "audit": "export.audit"}
+PASSED_ON = {"export": "export", "audit": "export.audit", "compare": "export.compare"}
 PAGE = Path(__file__).with_name("reference.md")
 
 

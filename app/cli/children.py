@@ -18,7 +18,15 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def run(module: str, arguments: list[str]) -> None:
     """Run ``python -m module`` on this terminal and leave with its exit code where that is not 0."""
-    code = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode  # noqa: S603 - our own modules, no shell
+    stopped = False
+    with subprocess.Popen([sys.executable, "-m", module, *arguments]) as child:  # noqa: S603 - our own modules, no shell
+        while (code := child.poll()) is None:
+            try:
+                child.wait()
+            except KeyboardInterrupt:  # a terminal sends it to the child too, which may have something to keep: it ends in its own way
+                stopped = True
+    if stopped:
+        raise KeyboardInterrupt
     if code:
         raise typer.Exit(code if code > 0 else 1)
 
@@ -99,8 +107,13 @@ def audit(context: typer.Context) -> None:
     run("export.audit", context.args)
 
 
+def compare(context: typer.Context) -> None:
+    """Compare both gradient modes on your data, paired, several seeds: all options go to `python -m export.compare`."""
+    run("export.compare", context.args)
+
+
 def register(root: typer.Typer) -> None:
     """Add the commands."""
     root.command(context_settings=PASS_ON)(train)
-    for command in (export, audit):
+    for command in (export, audit, compare):
         root.command(context_settings=PASS_ON, add_help_option=False)(command)
