@@ -7,7 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 SETUP = @$(PYTHON) .ci/setup
 
-.PHONY: help serve test check format bench docs test-clients test-docker test-browser clean
+.PHONY: help serve test check format bench docs test-clients test-privacy test-docker test-browser clean
 
 help:  ## Say what there is to make
 	@sed -n 's/^\([a-z-]*\):  ## /\1\t/p' Makefile | expand -t 16
@@ -17,7 +17,7 @@ serve:  ## The service with a trained demo model (PORT=9000 WORKSPACE=dir)
 	@exec $(BIN)/specnorm serve --demo --workspace "$(WORKSPACE)" --port "$(PORT)" $(ARGS)
 
 test:  ## Every test that needs no more than Python packages (ARGS="-k name")
-	$(SETUP) .venv cpu,train,test
+	$(SETUP) .venv cpu,train,test,privacy
 	$(BIN)/python -m pytest --ignore tests/docker $(ARGS)
 
 check:  ## Format, lint, types, import contracts
@@ -46,6 +46,10 @@ docs:  ## Write the reference pages that the code itself tells
 test-clients:  ## The stock clients of both protocols against a real server
 	$(SETUP) .venv cpu,train,test
 	$(BIN)/python -m pytest tests/app/api $(ARGS)
+
+test-privacy:  ## Opacus on the spectral layers
+	$(SETUP) .venv cpu,train,test,privacy
+	$(BIN)/python -m pytest tests/privacy $(ARGS)
 
 test-docker:  ## Build, run and break the containers; needs Docker with Compose
 	$(SETUP) .venv cpu,train,test

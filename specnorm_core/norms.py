@@ -42,8 +42,10 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1) -
     """Refresh (u, v) of ``model`` after every ``optimizer.step()``; ``remove()`` of what is returned ends it.
 
     In a group of processes (u, v) are derived anew first, from the weights that all of them share: call it after
-    ``DistributedDataParallel`` has sent these round, and every process keeps the same pair.
+    ``DistributedDataParallel`` has sent these round, and every process keeps the same pair. Of a private optimiser, as Opacus wraps one,
+    it is the steps of the one inside that count: a batch in several parts is one step.
     """
+    optimizer = getattr(optimizer, "original_optimizer", optimizer)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for layer in spectral_layers(model).values():
             layer.rederive()

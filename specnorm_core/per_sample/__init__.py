@@ -33,7 +33,7 @@ RULES: dict[type[nn.Module], Rule] = {
 }
 """The rule of each kind of layer; a subclass may compute something else, so it needs a rule of its own."""
 
-__all__ = ["RULES", "Rule", "gradients", "norms", "rule", "squared_norms", "weighted_sum"]
+__all__ = ["RULES", "Rule", "gradients", "norms", "rule", "squared_norms", "squares", "weighted_sum"]
 
 
 @torch.no_grad()
@@ -61,16 +61,28 @@ def gradients(layer: nn.Module, x: Tensor, g: Tensor) -> dict[nn.Parameter, Tens
 
 
 @torch.no_grad()
-def squared_norms(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
-    """Return the squared norm of each sample's gradient over all trainable parameters of ``layer``: ``(B,)``, float64, rounded up.
+def squares(layer: nn.Module, x: Tensor, g: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Return the squared norm of each sample's gradient of every trainable parameter: ``(B,)``, float64, rounded up.
 
     Never below what exact arithmetic gives for the numbers in x, g and the layer. Arguments and errors as of :func:`gradients`.
     """
-    total = torch.zeros(len(x), dtype=torch.float64, device=g.device)
+    found: dict[nn.Parameter, Tensor] = {}
     with _exactly(layer):
-        for name, _ in _trainable(layer, x, g):
-            if len(x):
-                total += rule(layer).bias_squares(layer, g) if name == "bias" else rule(layer).weight_squares(layer, x, g)
+        for name, parameter in _trainable(layer, x, g):
+            if not len(x):
+                found[parameter] = torch.zeros(0, dtype=torch.float64, device=g.device)
+            elif name == "bias":
+                found[parameter] = rule(layer).bias_squares(layer, g)
+            else:
+                found[parameter] = rule(layer).weight_squares(layer, x, g)
+    return found
+
+
+def squared_norms(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
+    """Return the squared norm of each sample's gradient over all trainable parameters of ``layer``: the sum of :func:`squares`."""
+    total = torch.zeros(len(x), dtype=torch.float64, device=g.device)
+    for each in squares(layer, x, g).values():
+        total += each
     return total * (1 + 4 * UNIT)
 
 
