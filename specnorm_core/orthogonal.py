@@ -102,7 +102,7 @@ class OrthogonalLinear(SpectralLinear):
         super().refresh(steps)
         return self
 
-    def rederive(self, steps: int = 15) -> Self:
+    def rederive(self, steps: int = 20) -> Self:
         """Forget (u, v) and derive them from the weight, and see whether it is orthonormal.
 
         Raises:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from specnorm_core import functional
 from specnorm_core.functional import Constraint, GradientMode
+from specnorm_core.krylov import leading
 
 Norm = Literal["operator", "matricised"]
 NORMS = ("matricised", "operator")
@@ -94,14 +95,20 @@ class SpectralLayer(nn.Module):
         """Follow a step of the optimiser: what ``power_iteration`` calls."""
         return self.refresh(steps)
 
-    def rederive(self, steps: int = 15) -> Self:
-        """Forget (u, v) and derive them from the weight.
+    @torch.no_grad()
+    def rederive(self, steps: int = 20) -> Self:
+        """Forget (u, v) and derive them from the weight, by ``steps`` of a Lanczos iteration with one start for all layers of a shape.
 
         Raises:
             ValueError: the weight is empty, zero or not finite.
         """
-        self._v = torch.empty(0)
-        return self.refresh(steps)
+        weight = self._wide()
+        with torch.autocast(weight.device.type, enabled=False):
+            self._start(weight)
+            u, v = leading(lambda x: self.forward_map(x, weight), lambda y: self.adjoint_map(y, weight), self._v, steps)
+        self._u, self._v = u, v
+        self._seen = self.weight._version
+        return self
 
     def _start(self, weight: Tensor) -> None:
         """Derive a first (u, v) from the weight alone, so that a layer and its copy agree.
