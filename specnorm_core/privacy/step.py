@@ -1,0 +1,38 @@
+"""One step of DP-SGD (Abadi et al. 2016): a Poisson batch, clipped gradients, noise."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from specnorm_core.privacy.clipping import clipped_sum
+from specnorm_core.privacy.noise import Secure, Source, add_noise
+
+
+def set_gradients(
+    model: nn.Module, losses: Callable[[], Tensor] | None, *, max_grad_norm: float, noise_multiplier: float, expected_rows: float,
+    source: Source | None = None,
+) -> None:  # fmt: skip
+    """Put into every trainable parameter's ``.grad`` what DP-SGD steps by; an optimiser's ``step()`` follows.
+
+    ``(sum_b clip(grad_b, C) + N(0, (noise_multiplier C)^2)) / expected_rows``: divided by the expected size of the batch, since the
+    realised one is a secret. An empty batch gives noise alone.
+
+    Args:
+        model: as of :func:`specnorm_core.privacy.clipped_sum`.
+        losses: runs the forward pass and returns one loss per row ``(B,)``; None for an empty batch.
+        max_grad_norm: C.
+        noise_multiplier: standard deviation of the noise over C.
+        expected_rows: sampling rate times number of rows.
+        source: where the noise comes from; the system's cryptographic one without it.
+
+    Raises:
+        NotPrivateError: the model or the loss has no per-sample gradients that could be clipped.
+    """
+    if losses is None:
+        total = {parameter: torch.zeros_like(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    else:
+        total = clipped_sum(model, losses, max_grad_norm=max_grad_norm, divisor=expected_rows)
+    source = source or Secure()
+    for parameter, summed in total.items():
+        parameter.grad = add_noise(summed, noise_multiplier * max_grad_norm / expected_rows, source)
