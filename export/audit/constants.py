@@ -8,7 +8,7 @@ import numpy as np
 from export.audit.node import Node
 from export.audit.values import Array, Dim, Value
 
-LARGEST = 2**26
+LARGEST = 2**27
 """Most numbers that a folded constant may hold."""
 
 
@@ -37,6 +37,12 @@ SIZES: dict[str, Callable[[Sequence[Array]], int]] = {
     ),
     **dict.fromkeys(["Shape", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Transpose", "Unsqueeze", "Not", "Exp", "Tanh"], no_larger),
     **dict.fromkeys(["ReduceSum", "ReduceMean", "ReduceL2", "ReduceProd", "ReduceMax", "ReduceMin"], no_larger),
+    **dict.fromkeys(["GreaterOrEqual", "LessOrEqual", "Mod", "Sum", "Mean", "Xor", "QuantizeLinear", "DequantizeLinear"], broadcast_size),
+    **dict.fromkeys(["Clip", "Erf", "Log", "Relu", "Round", "Sigmoid", "Sign", "Softmax", "Softplus", "Trilu", "CumSum"], no_larger),
+    **dict.fromkeys(["ReduceSumSquare", "ReduceL1", "ReduceLogSumExp", "ScatterND", "ScatterElements", "Compress"], no_larger),
+    "GatherElements": lambda arrays: arrays[1].size,
+    "GatherND": lambda arrays: arrays[0].size * arrays[1].size,
+    "EyeLike": no_larger,
     "ConstantOfShape": lambda arrays: math.prod(int(d) for d in arrays[0].ravel()),
     "Expand": lambda arrays: arrays[0].size * math.prod(max(1, int(d)) for d in arrays[1].ravel()),
     "Gather": lambda arrays: arrays[0].size * arrays[1].size,
@@ -138,11 +144,21 @@ def kept(scalar: bool | None) -> Callable[[Node], Sizes]:
     return rule
 
 
+def cut(node: Node) -> Sizes:
+    """Slice of a vector."""
+    x = node.input()
+    if x.sizes is None or x.shape is None or len(x.shape) != 1:
+        return None
+    place = np.arange(len(x.sizes), dtype=np.int64)
+    return tuple(x.sizes[int(i)] for i in node.run({0: place})[0]), False
+
+
 SIZE_RULES: dict[str, Callable[[Node], Sizes]] = {
     "Concat": joined,
     "Gather": chosen,
     "Identity": kept(None),
     "Shape": shape_of,
+    "Slice": cut,
     "Squeeze": kept(True),
     "Unsqueeze": kept(False),
 }

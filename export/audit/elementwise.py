@@ -29,14 +29,15 @@ SLOPES: dict[str, Callable[[Node], float]] = {
     "PRelu": lambda node: max(1.0, float(np.abs(node.constant(1)).max(initial=0.0))),
     "Relu": lambda node: 1.0,
     "Selu": lambda node: times(abs(node.attribute("gamma", SELU[0])), max(1.0, abs(node.attribute("alpha", SELU[1])))),
+    "Shrink": lambda node: 1.0 if node.attribute("bias", 0.0) == node.attribute("lambd", 0.5) >= 0 else math.inf,  # else it jumps
     "Sigmoid": lambda node: 0.25,
     "Sin": lambda node: 1.0,
     "Softplus": lambda node: 1.0,
     "Softsign": lambda node: 1.0,
     "Swish": lambda node: 1.09984,  # the slope of z sigmoid(z) at z = alpha x: alpha cancels
     "Tanh": lambda node: 1.0,
+    "ThresholdedRelu": lambda node: 1.0 if node.attribute("alpha", 1.0) == 0 else math.inf,  # else it jumps
 }
-SILU = 1.09984
 
 JUMPS = frozenset(
     {
@@ -51,13 +52,11 @@ JUMPS = frozenset(
         "Log",
         "Sqrt",
         "Reciprocal",
-        "ThresholdedRelu",
-        "Shrink",
         "Tan",
     }
 )
 """Entrywise operators without a bound: they keep rows apart and end every certificate."""
-COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Where", "Pow", "Mod"})
+COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Pow", "Mod"})
 """The same with several inputs, which are broadcast."""
 
 
@@ -94,18 +93,11 @@ def result_with(value: Value, coordinates: Coordinates) -> Value:
 
 
 def scale(node: Node) -> Value:
-    """Mul and Div by a constant; Mul of x with Sigmoid(x) is SiLU; any other product of two activations has no bound."""
+    """Mul and Div by a constant; of two activations only where both are bounded."""
     a, b = node.input(0), node.input(1)
-    if a.constant is None and b.constant is None:
-        for x, gate in ((a, b), (b, a)):
-            if node.op == "Mul" and gate.made_by == ("Sigmoid", (x.name,)):
-                return entrywise(node, x, SILU)
-        raise NoBoundError("it combines two tensors that both depend on the input", rows=rows_of(a, b))
-    if node.op == "Div" and b.constant is None:
-        raise NoBoundError("it divides by a tensor that depends on the input", rows=rows_of(a, b))
     x, c = (a, b) if b.constant is not None else (b, a)
-    if c.constant is None:
-        raise NoBoundError("it combines two tensors that both depend on the input")
+    if c.constant is None or (node.op == "Div" and b.constant is None):
+        return gated(node, a, b)
     magnitude = np.abs(c.constant.astype(np.float64))
     if node.op == "Div":
         if not magnitude.all():
@@ -118,6 +110,27 @@ def scale(node: Node) -> Value:
     shape = broadcast(x.shape, c.shape)
     bound = times(copied(x, shape), float(magnitude.max(initial=0.0)))
     return Value(node.proto.output[0], shape, bound=bound, rows=rows_of(x, c), chain=x.chain)
+
+
+def gated(node: Node, a: Value, b: Value) -> Value:
+    """Return a product, or quotient, of two activations: ``sup|a| L_b + sup|b| L_a``, where these are finite.
+
+    Raises:
+        NoBoundError: an activation is not bounded, or the divisor may be 0.
+    """
+    rows = rows_of(a, b)
+    largest = b.magnitude
+    if node.op == "Div":
+        least = max(b.range[0], -b.range[1])
+        if least <= 0:
+            raise NoBoundError("it divides by a tensor that depends on the input and may come near 0", rows=rows)
+        largest = math.nextafter(1 / least, math.inf)
+    if not (b.fixed or math.isfinite(a.magnitude)) or not (a.fixed or math.isfinite(largest)):
+        raise NoBoundError("it combines two tensors that both depend on the input, and have no limits", rows=rows)
+    shape = broadcast(a.shape, b.shape)
+    steepest = times(a.magnitude, times(largest, largest) if node.op == "Div" else 1.0)
+    bound = plus(times(largest, copied(a, shape)), times(steepest, copied(b, shape)))
+    return Value(node.proto.output[0], shape, bound=bound, rows=rows, chain=False)
 
 
 def add(node: Node) -> Value:
@@ -134,8 +147,24 @@ def add(node: Node) -> Value:
     total = 0.0
     for value in values:
         total = plus(total, copied(value, shape))
+    if rows and len(moving) == len(values):
+        total = min(total, disjoint(moving))
     total = times(total, math.nextafter(1 / len(values), 1.0)) if node.op == "Mean" else total
     return Value(name, shape, bound=total, rows=rows, chain=sum(not v.fixed for v in values) < 2 and all(v.chain for v in values))
+
+
+def disjoint(values: Sequence[Value]) -> float:
+    """Return the bound of a sum of pieces of one tensor that share no entry: weights add up in squares; else infinite."""
+    traced = [value.traced() for value in values]
+    pieces = [piece for piece in traced if piece is not None]
+    same = len({piece.origin for piece in pieces}) == 1 and len({piece.index.shape for piece in pieces}) == 1
+    if len(pieces) != len(values) or not same:
+        return math.inf
+    index, weight = np.stack([piece.index for piece in pieces]), np.stack([piece.weight for piece in pieces])
+    if len(np.unique(index)) != index.size:
+        return math.inf
+    squares = float(np.square(weight).sum(axis=0).max(initial=0.0))
+    return times(pieces[0].bound, root(squares if (weight == 1).all() else squares * (1 + 2.0**-50 * (len(values) + 4))))
 
 
 def rows_of(*values: Value) -> bool:

@@ -1,28 +1,35 @@
 """Operators that are linear in the input: Gemm, MatMul, Conv, ConvTranspose, BatchNormalization."""
 
 import math
+from dataclasses import replace
 
-import numpy as np
-
-from export.audit.elementwise import broadcast, copied, entrywise, stays
+from export.audit.elementwise import broadcast, copied, stays
 from export.audit.node import Node
 from export.audit.report import AuditedLayer
-from export.audit.values import Array, Dim, NoBoundError, Shape, Value, plus, times
+from export.audit.values import Array, Dim, NoBoundError, Shape, Value, plus, root, times
 from specnorm_core.bounds import conv_sigma_estimate, conv_sigma_upper, sigma_estimate, sigma_upper
 
 
-def measure_matrix(node: Node, weight: Array, *, transposed: bool) -> AuditedLayer:
+def measure_matrix(node: Node, weight: Array, *, transposed: bool, kind: str = "linear") -> AuditedLayer:
     """Return the norms of a weight matrix; ``shape`` is (out, in).
 
     Raises:
         NoBoundError: it holds a number that is not finite, or none at all.
     """
     matrix = weight if transposed else weight.T
+    return layer(node, kind, matrix.shape, *matrix_norms(matrix))
+
+
+def matrix_norms(matrix: Array) -> tuple[float, float]:
+    """Return the estimate and the proved bound of the norm of a matrix.
+
+    Raises:
+        NoBoundError: it has none.
+    """
     try:
-        estimate, upper = sigma_estimate(matrix), sigma_upper(matrix)
+        return sigma_estimate(matrix), sigma_upper(matrix)
     except ValueError as error:
         raise NoBoundError(f"its weight has no norm: {error}") from None
-    return layer(node, "linear", matrix.shape, estimate, upper)
 
 
 def layer(node: Node, kind: str, shape: tuple[int, ...], estimate: float, upper: float) -> AuditedLayer:
@@ -68,26 +75,54 @@ def affine(node: Node) -> Value:
 
 
 def product(node: Node) -> Value:
-    """MatMul with a constant on one side."""
+    """MatMul with a constant on one side; of two activations only where both are bounded."""
     a, b = node.input(0), node.input(1)
-    name = node.proto.output[0]
     if b.constant is not None:
-        weight = b.constant
-        if weight.ndim not in (1, 2):
-            raise NoBoundError(f"its constant has {weight.ndim} axes")
-        sigma = measure_matrix(node, weight.reshape(weight.shape[0], -1), transposed=False).sigma_upper
-        if not a.shape or a.shape[-1] != weight.shape[0]:
-            raise NoBoundError("its constant does not fit the input")
-        shape = a.shape[:-1] + tuple(weight.shape[1:])
-        return Value(name, shape, bound=times(a.bound, sigma), rows=a.rows and len(a.shape) >= 2, chain=a.chain)
+        return times_matrices(node, a, b.constant)
+    name = node.proto.output[0]
     if a.constant is not None:
         weight = a.constant
-        if weight.ndim != 2 or node.rank(1) < 2 or b.shape is None or b.shape[-2] != weight.shape[1]:
+        if weight.ndim != 2:
             raise NoBoundError("its constant is no matrix that fits the input")
         sigma = measure_matrix(node, weight, transposed=True).sigma_upper
+        if node.rank(1) < 2 or b.shape is None or b.shape[-2] != weight.shape[1]:
+            raise NoBoundError("its constant is no matrix that fits the input")
         shape = (*b.shape[:-2], weight.shape[0], b.shape[-1])
         return Value(name, shape, bound=times(b.bound, sigma), rows=b.rows and node.rank(1) >= 3, chain=b.chain)
-    raise NoBoundError("it multiplies two tensors that both depend on the input")
+    rows = (
+        a.rows and b.rows and a.shape is not None and b.shape is not None and len(a.shape) == len(b.shape) >= 3 and a.shape[0] == b.shape[0]
+    )
+    left, right = matrix_bound(a), matrix_bound(b)
+    if not (b.fixed or math.isfinite(left)) or not (a.fixed or math.isfinite(right)):
+        raise NoBoundError("it multiplies two tensors that both depend on the input, and have no limits", rows=rows)
+    if a.shape is None or b.shape is None or len(a.shape) < 2 or len(b.shape) != len(a.shape) or a.shape[:-2] != b.shape[:-2]:
+        raise NoBoundError("the shapes of its two activations do not fit", rows=rows)
+    bound = plus(times(left, b.bound), times(right, a.bound))
+    return Value(name, (*a.shape[:-1], b.shape[-1]), bound=bound, rows=rows, chain=False)
+
+
+def matrix_bound(value: Value) -> float:
+    """Return a bound of the spectral norm of the matrices in an activation: that of Frobenius, from its limits."""
+    size = [d for d in (value.shape or ())[-2:] if isinstance(d, int)]
+    return times(value.magnitude, root(float(math.prod(size)))) if len(size) == 2 else math.inf
+
+
+def times_matrices(node: Node, a: Value, weight: Array) -> Value:
+    """MatMul of an activation with a constant vector, matrix or stack of matrices: the largest of their norms."""
+    if weight.ndim > 2:
+        stack = weight.reshape(-1, *weight.shape[-2:])
+        norms = [matrix_norms(matrix.T) for matrix in stack]
+        sigma = layer(node, "linear", weight.shape, *(max(column) for column in zip(*norms, strict=True))).sigma_upper
+    else:
+        sigma = measure_matrix(node, weight.reshape(len(weight), -1) if weight.ndim else weight, transposed=False).sigma_upper
+    inner = weight.shape[0] if weight.ndim == 1 else weight.shape[-2]
+    if not a.shape or a.shape[-1] != inner or (weight.ndim > 2 and len(a.shape) < 2):
+        raise NoBoundError("its constant does not fit the input")
+    batch = broadcast(a.shape[:-2], tuple(weight.shape[:-2])) if weight.ndim > 2 else a.shape[:-2]
+    bound = times(copied(replace(a, shape=a.shape[:-2]), batch), sigma)
+    shape = batch + a.shape[-2:-1] + tuple(weight.shape[-1:] if weight.ndim > 1 else ())
+    fits = weight.ndim <= 2 or weight.ndim < len(a.shape) or (weight.ndim == len(a.shape) and weight.shape[0] == 1)
+    return Value(node.proto.output[0], shape, bound=bound, rows=a.rows and len(a.shape) >= 2 and fits, chain=a.chain)
 
 
 def options(node: Node, axes: int) -> tuple[list[int], list[int], list[tuple[int, int]] | None]:
@@ -127,52 +162,40 @@ def convolved_shape(node: Node) -> Shape:
     return (x.shape[0], kernel.shape[1] * group if node.op == "ConvTranspose" else kernel.shape[0], *sizes)
 
 
-def measure_convolution(node: Node) -> AuditedLayer:
-    """Return the operator norm of a convolution at the graph's image size, or, where that is not known, for every size.
+def convolution_norms(node: Node, kernel: Array) -> tuple[float, float]:
+    """Return estimate and bound of the norm of a convolution at the graph's image size, or, where that is not known, for every size.
 
     A transposed convolution is the adjoint of the convolution with its kernel, from its output back to its input; what ``output_padding``
     adds is never reached by a window.
+
+    Raises:
+        NoBoundError: it has none.
     """
-    kernel = node.constant(1)
-    shape = convolved_shape(node)
     axes = kernel.ndim - 2
     strides, dilations, pads = options(node, axes)
-    image: Shape = shape[2:] if node.op == "ConvTranspose" else (node.input().shape or ())[2:]
+    image: Shape = ()
+    if node.input().shape is not None and node.rank() == kernel.ndim:
+        image = convolved_shape(node)[2:] if node.op == "ConvTranspose" else (node.input().shape or ())[2:]
     sizes = tuple(d for d in image if isinstance(d, int) and d > 0)
     size = sizes if len(sizes) == axes and pads is not None else None
     group = int(node.attribute("group", 1))
-    channels = kernel.shape[0] if node.op == "ConvTranspose" else kernel.shape[1] * group
-    if (node.input().shape or ())[1] != channels:
-        raise NoBoundError(f"the input has {(node.input().shape or ())[1]} channels, the kernel {channels}")
     padding = pads or [(0, 0)] * axes
     try:
         upper = conv_sigma_upper(kernel, input_size=size, stride=strides, padding=padding, dilation=dilations, groups=group)
         estimate = conv_sigma_estimate(kernel, input_size=size, stride=strides, padding=padding, dilation=dilations, groups=group)
     except ValueError as error:
         raise NoBoundError(f"its kernel has no norm: {error}") from None
-    return layer(node, "conv" if node.op == "Conv" else "conv_transpose", kernel.shape, estimate, upper)
+    return estimate, upper
 
 
 def convolution(node: Node) -> Value:
     """Conv and ConvTranspose with a constant kernel; the bias changes nothing."""
-    node.constant(1)
-    measured = measure_convolution(node)
-    x = node.input()
+    kernel = node.constant(1)
+    measured = layer(node, "conv" if node.op == "Conv" else "conv_transpose", kernel.shape, *convolution_norms(node, kernel))
+    x, shape = node.input(), convolved_shape(node)
+    channels = kernel.shape[0] if node.op == "ConvTranspose" else kernel.shape[1] * int(node.attribute("group", 1))
+    if (x.shape or ())[1] != channels:
+        raise NoBoundError(f"the input has {(x.shape or ())[1]} channels, the kernel {channels}")
     if node.present(2):
         node.constant(2)
-    return Value(node.proto.output[0], convolved_shape(node), bound=times(x.bound, measured.sigma_upper), rows=x.rows, chain=x.chain)
-
-
-def batch_normalization(node: Node) -> list[Value]:
-    """BatchNormalization outside training: one factor per channel."""
-    if node.attribute("training_mode", 0) or node.opset < 9 or len(node.proto.output) > 1:
-        raise NoBoundError("it is in training mode, which mixes the rows", rows=False)
-    gain, variance = node.constant(1).astype(np.float64), node.constant(4).astype(np.float64)
-    total = variance + float(node.attribute("epsilon", 1e-5))
-    if gain.ndim != 1 or gain.shape != variance.shape or not (total > 0).all():
-        raise NoBoundError("its variance plus epsilon is not positive", rows=True)
-    factor = np.abs(gain) / np.sqrt(total) * (1 + 2.0**-50)
-    x = node.input()
-    if node.rank() < 2 or (x.shape or ())[1] != len(gain):
-        raise NoBoundError("its channels do not fit the input")
-    return [entrywise(node, x, factor.reshape(-1, *[1] * (node.rank() - 2)))]
+    return Value(node.proto.output[0], shape, bound=times(x.bound, measured.sigma_upper), rows=x.rows, chain=x.chain)

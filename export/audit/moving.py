@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from export.audit.elementwise import broadcast, copied, entrywise, rows_of, stays
+from export.audit.linear import measure_matrix
 from export.audit.node import Node
-from export.audit.values import Array, Coordinates, Dim, NoBoundError, Shape, Value, hypotenuse, root, times
+from export.audit.values import MOST_COORDINATES, Array, Coordinates, Dim, NoBoundError, Shape, Value, hypotenuse, root, times
 
 
 def move(node: Node) -> list[Value]:
@@ -18,6 +19,8 @@ def move(node: Node) -> list[Value]:
     Where rows are kept, the operator is run on the numbers of the entries, so that later operators know where each came from.
     """
     x = node.input()
+    if node.op == "Gather" and x.constant is not None and x.constant.ndim == 2 and x.floating:
+        measure_matrix(node, x.constant, transposed=True, kind="embedding")
     rows = x.rows and KEEPS_ROWS[node.op](node, x)
     repeats = gather_repeats(node) if node.op == "Gather" else 1
     source = x.traced() if rows else None
@@ -27,12 +30,12 @@ def move(node: Node) -> list[Value]:
         moved = node.run({0: places, **target})
         parts = [replace(source, index=source.index.ravel()[m[0]], weight=source.weight.ravel()[m[0]]) for m in moved]
         return [
-            replace(x, name=name, shape=(x.shape[0], *part.index.shape), made_by=("", ())).with_coordinates(part)
+            replace(x, name=name, shape=(x.shape[0], *part.index.shape)).with_coordinates(part)
             for name, part in zip(node.proto.output, parts, strict=True)
         ]
     bound = times(x.bound, root(float(repeats)))
     return [
-        replace(x, name=name, shape=moved_shape(node, x, place), bound=bound, rows=rows, coordinates=None, made_by=("", ()))
+        replace(x, name=name, shape=moved_shape(node, x, place), bound=bound, rows=rows, coordinates=None)
         for place, name in enumerate(node.proto.output)
     ]
 
@@ -100,6 +103,7 @@ def transpose_keeps_rows(node: Node, x: Value) -> bool:
 
 
 KEEPS_ROWS: dict[str, Callable[[Node, Value], bool]] = {
+    "Compress": lambda node, x: "axis" in node.attributes and axis_keeps_rows(0)(node, x),
     "DepthToSpace": lambda node, x: True,
     "Flatten": reshape_keeps_rows,
     "Gather": axis_keeps_rows(0),
@@ -115,6 +119,11 @@ KEEPS_ROWS: dict[str, Callable[[Node, Value], bool]] = {
 
 def gather_repeats(node: Node) -> int:
     """Return how often the index names the place that it names most often; negative places count from the end."""
+    if node.input(1).fixed and node.input(1).constant is None:
+        known = node.input(1).shape
+        if known is None or not all(isinstance(d, int) for d in known):
+            raise NoBoundError("it may name one place an unknown number of times", rows=False)
+        return math.prod(int(d) for d in known)
     index = node.constant(1).astype(np.int64).ravel()
     axis = node.axes([int(node.attribute("axis", 0))], node.rank())[0]
     size = (node.input().shape or ())[axis]
@@ -131,7 +140,65 @@ def moved_shape(node: Node, x: Value, place: int) -> Shape | None:
     """Return the shape after a move of a tensor whose rows are not proved: only where every size is known."""
     if x.shape is None or not all(isinstance(d, int) for d in x.shape) or np.prod([int(d) for d in x.shape], dtype=float) > 2**24:
         return None
+    if any(value is not None and value.constant is None for value in node.inputs[1:]):
+        return None
     return tuple(node.run({0: np.zeros([int(d) for d in x.shape], dtype=np.float32)})[place].shape)
+
+
+def pick(node: Node) -> Value:
+    """GatherND and GatherElements: as often as the constant index names one entry, counted on the places themselves."""
+    x = node.input()
+    if x.shape is None or not all(isinstance(d, int) for d in x.shape) or math.prod(int(d) for d in x.shape) > MOST_COORDINATES:
+        raise NoBoundError("how often it names one entry is not known, because the size of its input is not")
+    shape = [int(d) for d in x.shape]
+    places = node.run({0: np.arange(math.prod(shape), dtype=np.int64).reshape(shape)})[0]
+    repeats = int(np.bincount(places.ravel()).max(initial=0))
+    return Value(node.proto.output[0], tuple(places.shape), bound=times(x.bound, root(float(repeats))), chain=x.chain)
+
+
+def scatter(node: Node) -> Value:
+    """ScatterND and ScatterElements at fixed places, without reduction: each entry comes from the data or from the updates."""
+    data, index, updates = node.input(0), node.input(1), node.input(2)
+    if node.attribute("reduction", b"none") != b"none" or not index.fixed:
+        raise NoBoundError("it adds up entries, or its places depend on the input")
+    chain = (data.fixed or updates.fixed) and data.chain and updates.chain
+    return Value(node.proto.output[0], data.shape, bound=hypotenuse([data.bound, updates.bound]), chain=chain)
+
+
+def mask(node: Node) -> Value:
+    """Trilu: entries are kept or become 0."""
+    x = node.input()
+    if node.present(1):
+        node.constant(1)
+    return Value(node.proto.output[0], x.shape, bound=x.bound, rows=x.rows and node.rank() >= 3, chain=x.chain)
+
+
+def permute(node: Node) -> Value:
+    """ReverseSequence: a permutation, other for each place in the batch."""
+    if not node.input(1).fixed:
+        raise NoBoundError("its lengths depend on the input")
+    x = node.input()
+    return Value(node.proto.output[0], x.shape, bound=x.bound, chain=x.chain)
+
+
+def choose(node: Node) -> Value:
+    """Where with a condition that does not depend on the input: each entry comes from one of two tensors."""
+    condition, a, b = node.input(0), node.input(1), node.input(2)
+    rows = rows_of(*node_values(node))
+    if not condition.fixed:
+        raise NoBoundError("its condition depends on the input", rows=rows)
+    moving = [value for value in (a, b) if value.constant is None]
+    others = [value for value in (condition, a, b) if not moving or value is not moving[0]]
+    if len(moving) == 1 and condition.constant is not None and all(stays(moving[0].shape, value.shape) for value in others):
+        return entrywise(node, moving[0], 1.0)
+    shape = broadcast(broadcast(condition.shape, a.shape), b.shape)
+    bound = hypotenuse([copied(a, shape), copied(b, shape)])
+    return Value(node.proto.output[0], shape, bound=bound, rows=rows, chain=(a.fixed or b.fixed) and a.chain and b.chain)
+
+
+def node_values(node: Node) -> list[Value]:
+    """Return the inputs that are there."""
+    return [value for value in node.inputs if value is not None]
 
 
 def concat(node: Node) -> Value:

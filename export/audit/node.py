@@ -13,6 +13,8 @@ from onnx.reference import ReferenceEvaluator
 from export.audit.report import AuditedLayer
 from export.audit.values import Array, NoBoundError, Value
 
+STANDARD, LEARNING = ("", "ai.onnx"), "ai.onnx.ml"
+
 
 @dataclass(frozen=True)
 class Node:
@@ -25,8 +27,13 @@ class Node:
 
     @property
     def op(self) -> str:
-        """The operator's name."""
-        return str(self.proto.op_type)
+        """The operator's name, that of another domain with the domain before it."""
+        return str(self.proto.op_type) if self.proto.domain in STANDARD else f"{self.proto.domain}.{self.proto.op_type}"
+
+    @property
+    def known_domain(self) -> bool:
+        """Whether the operator is ONNX's own, or one of its classical machine learning."""
+        return self.proto.domain in STANDARD or self.proto.domain == LEARNING
 
     @property
     def place(self) -> str:

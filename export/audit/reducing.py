@@ -82,6 +82,26 @@ def average_pool(node: Node) -> list[Value]:
     return pooled(node, min(factor, overlap(node)))
 
 
+def norm_pool(node: Node) -> list[Value]:
+    """LpPool with p >= 2: the norm of a window moves by no more than the window."""
+    if int(node.attribute("p", 2)) < 2:
+        raise NoBoundError("its p is less than 2")
+    return pooled(node, overlap(node))
+
+
+def running_sum(node: Node) -> Value:
+    """CumSum: a triangle of ones of size n has norm ``1 / (2 sin(pi / (4 n + 2)))``."""
+    x = node.input()
+    axis = node.axes([int(node.constant(1).ravel()[0])], node.rank())[0]
+    size = (x.shape or ())[axis]
+    rows = x.rows and axis != 0
+    if not isinstance(size, int):
+        raise NoBoundError("it sums over an axis of unknown size", rows=rows)
+    n = size - 1 if node.attribute("exclusive", 0) else size
+    factor = up(0.5 / math.sin(math.pi / (4 * n + 2)) * (1 + 2.0**-48)) if n > 1 else float(n)
+    return Value(node.proto.output[0], x.shape, bound=times(x.bound, factor), rows=rows, chain=x.chain)
+
+
 def global_pool(node: Node) -> Value:
     """GlobalAveragePool has norm ``1 / sqrt(pixels)``, GlobalMaxPool 1."""
     x = node.input()

@@ -3,12 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.audit.formulas import Term, X
 from specnorm_core.bounds import up
+
+if TYPE_CHECKING:
+    from export.audit.node import Node
 
 Array = NDArray[Any]
 Dim = int | str
@@ -56,6 +61,14 @@ class Coordinates:
 
 
 @dataclass(frozen=True)
+class Formula:
+    """A tensor whose entry ``e`` is ``term`` of the entry ``e`` of ``origin``, a tensor of the same shape."""
+
+    origin: "Value"
+    term: Term
+
+
+@dataclass(frozen=True)
 class Value:
     """One tensor.
 
@@ -70,7 +83,10 @@ class Value:
         chain: the bound is a plain product along one path.
         coordinates: where the entries come from, after operators that only move them.
         sizes: the numbers in it, where it is an integer vector (or scalar) of sizes of other tensors, free ones by name.
-        made_by: operator and input names, for patterns of two nodes.
+        maker: the node that computes it.
+        formula: how its entries follow from those of an earlier tensor.
+        limits: every entry lies between these two, whatever the inputs (within the box that they are declared to lie in).
+        notes: what the bound leaves out.
     """
 
     name: str
@@ -83,12 +99,31 @@ class Value:
     chain: bool = True
     coordinates: Coordinates | None = None
     sizes: tuple[Dim, ...] | None = None
-    made_by: tuple[str, tuple[str, ...]] = ("", ())
+    maker: "Node | None" = None
+    formula: Formula | None = None
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    notes: tuple[str, ...] = ()
 
     @property
     def fixed(self) -> bool:
         """Whether it does not depend on the float inputs."""
         return self.bound == 0.0
+
+    @cached_property
+    def range(self) -> tuple[float, float]:
+        """Limits of its entries; of a constant, its smallest and largest."""
+        if self.constant is None or not self.constant.size or self.constant.dtype.kind not in "fiub":
+            return self.limits
+        return float(self.constant.min()), float(self.constant.max())
+
+    @property
+    def magnitude(self) -> float:
+        """The largest magnitude that an entry may have."""
+        return max(abs(self.range[0]), abs(self.range[1]))
+
+    def described(self) -> Formula:
+        """Return its formula, that of the tensor itself where it has none."""
+        return self.formula or Formula(self, X)
 
     def row_size(self) -> tuple[int, ...] | None:
         """Return the shape of one row, where rows are proved and their size is known."""

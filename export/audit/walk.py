@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # has no stubs here
 from onnx import TensorProto
@@ -13,11 +12,11 @@ from onnx.inliner import inline_local_functions
 from export.audit import constants
 from export.audit.chain import Certificate, certify
 from export.audit.followed import follow
-from export.audit.node import Node, to_array
+from export.audit.node import to_array
 from export.audit.relations import Relations
 from export.audit.report import AuditedLayer, AuditError, Bounds, Report
-from export.audit.rules import RULES
-from export.audit.values import Dim, NoBoundError, Shape, Value
+from export.audit.steps import undefined, walked
+from export.audit.values import Shape, Value
 from export.bundle import Lipschitz, Tensor
 
 FLOATING = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
@@ -28,7 +27,6 @@ DATATYPES: dict[int, str] = {
 }
 HINT = "specnorm.certificate."
 """Metadata of a file under this and the name of an output may hold a certificate, which spares the search for it."""
-INFINITE_ALLOWED = {"Clip", "Max", "Min", "Pad"}
 
 
 def audit(model: bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None, *, chain: bool = False) -> Report:
@@ -58,14 +56,7 @@ def certified(
     values: dict[str, Value] = {**weights, **started(inputs, input_shapes or {})}
     layers: list[AuditedLayer] = []
     relations = Relations()
-    for proto in graph.node:
-        node = Node(proto, tuple(values.get(name, undefined(name)) if name else None for name in proto.input), opset)
-        produced = visit(node)
-        for value in produced:
-            if value.name in values:
-                raise AuditError(f"two tensors have the name {value.name!r}")
-            if value.name:
-                values[value.name] = value
+    for node, produced in walked(graph.node, values, opset):
         layers += node.layers
         if chain:
             follow(relations, node, produced)
@@ -148,76 +139,6 @@ def declared(value: onnx.ValueInfoProto, overridden: Sequence[int] | None = None
     return tuple(d.dim_value if d.dim_value > 0 else d.dim_param or f"{value.name}/{i}" for i, d in enumerate(dims))
 
 
-def undefined(name: str) -> Value:
-    """Return what is known of a tensor that nothing defines."""
-    return Value(name, None, bound=math.inf, causes=(f"tensor {name!r} is used before it is defined",))
-
-
-def visit(node: Node) -> list[Value]:
-    """Return the outputs of a node."""
-    given = [value for value in node.inputs if value is not None]
-    causes = tuple(dict.fromkeys(cause for value in given for cause in value.causes))
-    fixed = False
-    try:
-        refuse(node)
-        found = constants.fold(node) or constants.sizes(node)
-        if found is not None:
-            return found
-        fixed = node.op in RULES and not causes and all(value.fixed for value in given)
-        if node.op not in RULES:
-            raise NoBoundError("only a small constant has a rule")
-        results = RULES[node.op](with_sizes(node))
-        results = [results] if isinstance(results, Value) else list(results)
-    except NoBoundError as error:
-        why = causes if causes or fixed else (f"{node.place}: {error}",)
-        bound = 0.0 if fixed else math.inf
-        shape = given[0].shape if given and error.rows else None
-        return [Value(name, shape, bound=bound, causes=why, rows=error.rows) for name in node.proto.output]
-    kept = []
-    for value in results:
-        why = tuple(dict.fromkeys(causes + value.causes))
-        if not why and not math.isfinite(value.bound):
-            why = (f"{node.place}: the bound grows beyond the largest float64",)
-        kept.append(replace(value, bound=math.inf if why else value.bound, causes=why, made_by=(node.op, tuple(node.proto.input))))
-    return kept
-
-
-def refuse(node: Node) -> None:
-    """Stop at what no rule may see.
-
-    Raises:
-        NoBoundError: another domain, a subgraph (which reads tensors that are not among the inputs), an operator without a rule, or a
-            number that is not finite.
-    """
-    if node.proto.domain not in ("", "ai.onnx"):
-        raise NoBoundError(f"domain {node.proto.domain!r} is not known")
-    if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.proto.attribute):
-        raise NoBoundError("it holds a graph of its own")
-    if node.op not in RULES and node.op not in constants.SIZES:
-        raise NoBoundError("no bound is known of this operator")
-    if any(isinstance(a, float) and not math.isfinite(a) for a in node.attributes.values()):
-        raise NoBoundError("it has an attribute that is not finite")
-    for value in node.inputs:
-        if value is not None and value.constant is not None and value.floating:
-            numbers = value.constant.astype(np.float64)
-            if np.isnan(numbers).any() or (node.op not in INFINITE_ALLOWED and not np.isfinite(numbers).all()):
-                raise NoBoundError(f"its constant {value.name!r} holds a number that is not finite")
-
-
-def with_sizes(node: Node) -> Node:
-    """Return a Reshape whose target names sizes of its own input with a 0 ("as it was") in their place."""
-    if node.op != "Reshape" or not node.present(1) or node.attribute("allowzero", 0):
-        return node
-    target, shape = node.input(1), node.input().shape
-    if target.constant is not None or target.sizes is None or shape is None:
-        return node
-    filled: list[Dim] = [0 if isinstance(d, str) and i < len(shape) and shape[i] == d else d for i, d in enumerate(target.sizes)]
-    if not all(isinstance(d, int) for d in filled):
-        return node
-    known = replace(target, constant=np.array([int(d) for d in filled], dtype=np.int64))
-    return replace(node, inputs=(node.inputs[0], known), layers=node.layers)
-
-
 def tensor_of(name: str, element: int, shape: Shape | None) -> Tensor:
     """Return name, datatype and shape as the inference protocol words them."""
     return Tensor.model_validate(
@@ -230,6 +151,7 @@ def stated(value: Value, any_float: bool, found: Certificate | None = None) -> L
     reason = "; ".join(value.causes) or (None if any_float else "the model has no floating-point input")
     if reason is not None or not math.isfinite(value.bound):
         return Lipschitz(bound=None, rigorous=False, method=None, reason=reason or "the bound is not finite")
+    notes = "; ".join(value.notes) or None
     if found is not None and found.bound < value.bound:
-        return Lipschitz(bound=found.bound, rigorous=True, method="chain")
-    return Lipschitz(bound=value.bound, rigorous=True, method="product" if value.chain else "graph")
+        return Lipschitz(bound=found.bound, rigorous=not value.notes, method="chain", reason=notes)
+    return Lipschitz(bound=value.bound, rigorous=not value.notes, method="product" if value.chain else "graph", reason=notes)
