@@ -4,6 +4,7 @@ Two paths compute the same: a fused ``autograd.Function`` for eager linear layer
 is two products, and a composite of plain operations for convolutions, ``torch.func`` and ``torch.compile``.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,9 +15,7 @@ from torch.nn import functional as F
 GradientMode = Literal["full", "simplified"]
 Constraint = Literal["unit", "cap"]
 LinearMap = Callable[[Tensor], Tensor]
-
-SMALL = 8
-"""A batch is small where this many times its rows are at most the width of the input."""
+Keep = Callable[[Tensor], None]
 
 GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {"full": lambda sigma: sigma, "simplified": torch.Tensor.detach}
 """How sigma enters the graph: as a function of the weight, or as a constant."""
@@ -28,7 +27,7 @@ CONSTRAINTS: dict[str, Callable[[Tensor, float], Tensor]] = {
 """What the weight is multiplied with: ``c / sigma``, or ``min(1, c / sigma)`` (SNGP, Liu et al. 2020)."""
 
 DIVISORS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "unit": lambda sigma, target: sigma / target,
+    "unit": lambda sigma, target: sigma if target == 1 else sigma / target,
     "cap": lambda sigma, target: torch.clamp(sigma / target, min=1.0),
 }
 """What the output is divided by: one over the scale of ``CONSTRAINTS``."""
@@ -39,15 +38,18 @@ def unit(x: Tensor) -> Tensor:
 
     The largest entry is taken out first: the norm of float32 entries 1e-30 is 0, of 1e30 infinite. A zero ``x`` gives NaN.
     """
-    x = x / x.abs().amax()
-    return x / x.square().sum().sqrt()
+    x = x / torch.linalg.vector_norm(x, math.inf)
+    length: Tensor = torch.linalg.vector_norm(x)
+    return x / length
 
 
 @torch.no_grad()
-def refine(forward: LinearMap, adjoint: LinearMap, u: Tensor, *, steps: int) -> tuple[Tensor, Tensor]:
+def refine(forward: LinearMap, adjoint: LinearMap, v: Tensor, *, steps: int, image: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return ``(u, v)`` after ``steps`` power iterations on the linear map ``forward`` with adjoint ``adjoint``.
 
-    Pure: the caller owns the vectors. The error of ``v`` shrinks by ``(s2 / s1) ** 2`` per step, that of sigma by its square.
+    Pure: the caller owns the vectors. The error of ``v`` shrinks by ``(s2 / s1) ** 2`` per step, that of sigma by its square. The first
+    step takes ``image`` for ``forward(v)`` where there is one: that of the weight before an optimiser's step serves as well, since any
+    ``u`` not orthogonal to the leading one does.
 
     Raises:
         ValueError: ``steps`` is below 1.
@@ -55,9 +57,18 @@ def refine(forward: LinearMap, adjoint: LinearMap, u: Tensor, *, steps: int) -> 
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     for _ in range(steps):
-        v = unit(adjoint(u))
-        u = unit(forward(v))
+        u = unit(forward(v) if image is None else image)
+        v, image = unit(adjoint(u)), None
     return u, v
+
+
+def forget(image: Tensor) -> None:
+    """Keep nothing."""
+
+
+def traced() -> bool:
+    """Say whether torch.compile or torch.func run the code: no side effect may happen then."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def composite(y: Tensor, sigma: Tensor, bias: Tensor | None, *, mode: str, constraint: str, target: float) -> Tensor:
@@ -73,74 +84,103 @@ def composite(y: Tensor, sigma: Tensor, bias: Tensor | None, *, mode: str, const
 
 
 class _FusedLinear(torch.autograd.Function):
-    """``y = scale(s) x W' + b`` with ``s = u' W v``; backward in closed form (see ``specnorm_core.gradients``)."""
+    """``y = scale(s) x W' + b`` with ``s = u' W v``; backward in closed form (see ``specnorm_core.gradients``).
+
+    At batch 1 the time is that of the passes over W: this makes one more than the plain layer in each step, for ``W v``, which it hands
+    to ``keep``, so that the power iteration needs only ``W' u``.
+    """
 
     @staticmethod
     def forward(  # noqa: PLR0917  # autograd passes by position
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, v: Tensor, mode: str, constraint: str, target: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        u: Tensor,
+        v: Tensor,
+        mode: str,
+        constraint: str,
+        target: float,
+        keep: Keep,
     ) -> Tensor:
-        sigma = torch.dot(u, torch.mv(weight, v))
-        scale = CONSTRAINTS[constraint](sigma, target)
-        y = F.linear(x, weight).mul_(scale)
-        if bias is not None:
-            y.add_(bias)
+        image = torch.mv(weight, v)
+        keep(image)
+        sigma = torch.dot(u, image)
+        scale = DIVISORS[constraint](sigma, target).reciprocal()
         ctx.save_for_backward(x, weight, u, v, sigma, scale)
-        ctx.options = (mode, constraint, target, bias is not None)
-        return y
+        ctx.options = mode, constraint, target
+        y = F.linear(x, weight)
+        return y.mul_(scale) if bias is None else torch.addcmul(bias, y, scale, out=y)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return *_FusedLinear.differentiable_backward(ctx, g), *[None] * 6
         x, weight, u, v, sigma, scale = ctx.saved_tensors
-        mode, constraint, target, has_bias = ctx.options
-        if torch.is_grad_enabled():  # second derivatives: sigma must be a function of the weight again
-            sigma = GRADIENTS[mode](torch.dot(u, torch.mv(weight, v)))
-            scale = CONSTRAINTS[constraint](sigma, target)
-        rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-        full = mode == "full" and ctx.needs_input_grad[1]
-        dx = _scaled(g @ weight, scale) if ctx.needs_input_grad[0] or full else None
-        dw = db = None
-        if ctx.needs_input_grad[1]:
-            lam = None
-            if dx is not None and full:
-                # lam = <g, y_hat> = <dL/dx, x> needs nothing of the forward pass and no bias bookkeeping.
-                lam = (dx * x).sum() / sigma
-                if constraint == "cap":
-                    lam = torch.where(sigma > target, lam, torch.zeros_like(lam))
-            dw = _weight_gradient(g_rows, rows, scale, lam, (u, v))
-        if has_bias and ctx.needs_input_grad[2]:
-            db = g_rows.sum(dim=0)
-        return (dx if ctx.needs_input_grad[0] else None), dw, db, None, None, None, None, None
+        mode, constraint, target = ctx.options
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+        g_rows = g if g.ndim == 2 else g.reshape(-1, g.shape[-1])
+        dw = _weight_gradient(g_rows, rows, scale) if needs_weight else None
+        dx = torch.mm(g_rows, weight).mul_(scale) if needs_x else None
+        db = g_rows.sum(dim=0) if needs_bias else None
+        if dw is not None and mode == "full":
+            # lam = <g, y_hat> = <dL/dx, x> = <dL/dW simplified, W> needs nothing of the forward pass and no bias bookkeeping.
+            one, other = (dw, weight) if dx is None or dw.numel() < dx.numel() else (dx, rows)
+            lam = torch.dot(one.reshape(-1), other.reshape(-1)) / sigma
+            if constraint == "cap":
+                lam = torch.where(sigma > target, lam, torch.zeros_like(lam))
+            dw.addmm_((u * lam)[:, None], v[None], alpha=-1)  # faster than addr_
+        return None if dx is None else dx.view(x.shape), dw, db, *[None] * 6
+
+    @staticmethod
+    def differentiable_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients as functions of the inputs, for second derivatives: those of the composite path."""
+        x, weight, u, v, _, _ = ctx.saved_tensors
+        mode, constraint, target = ctx.options
+        # Views, so that the gradient of the weight is not also that of an x that depends on it.
+        x, weight = x.view_as(x), weight.view_as(weight)
+        y = composite(F.linear(x, weight), torch.dot(u, torch.mv(weight, v)), None, mode=mode, constraint=constraint, target=target)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        wanted = [part for part, needed in ((x, needs_x), (weight, needs_weight)) if needed]
+        found = iter(torch.autograd.grad(y, wanted, g, create_graph=True) if wanted else ())
+        dx, dw = next(found) if needs_x else None, next(found) if needs_weight else None
+        return dx, dw, g.reshape(-1, g.shape[-1]).sum(dim=0) if needs_bias else None
 
 
-def _scaled(product: Tensor, scale: Tensor) -> Tensor:
-    """Return ``product * scale``, in its own memory unless it must be differentiated."""
-    return product * scale if torch.is_grad_enabled() else product.mul_(scale)
-
-
-def _weight_gradient(g: Tensor, x: Tensor, scale: Tensor, lam: Tensor | None, pair: tuple[Tensor, Tensor]) -> Tensor:
-    """Return ``scale G' X - lam u v'``, ``(m, n)``; without the second term where ``lam`` is None.
-
-    Every pass over an ``m x n`` result costs as much as the product of a small batch. There the rank-one term rides along as one more row
-    of the product, which copies x and g; of a large batch, whose copies would cost memory, it is added in place.
-    """
-    if lam is None:
-        return (g * scale).T @ x if len(x) * SMALL <= x.shape[1] else _scaled(g.T @ x, scale)
-    u, v = pair
-    if len(x) * SMALL <= x.shape[1] or torch.is_grad_enabled():
-        return torch.cat([g * scale, (u * -lam)[None]]).T @ torch.cat([x, v[None]])
-    return (g.T @ x).mul_(scale).addr_(u * -lam, v)
+def _weight_gradient(g: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    """Return ``scale G' X``, ``(m, n)``; the factor goes to the smaller of G and the product. One row is an outer product."""
+    if len(x) > x.shape[1]:
+        return torch.mm(g.T, x).mul_(scale)
+    g = (g * scale).T
+    return g * x if len(x) == 1 else torch.mm(g, x)
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, v: Tensor, *, mode: str, constraint: str = "unit", target: float = 1.0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    u: Tensor,
+    v: Tensor,
+    *,
+    mode: str,
+    constraint: str = "unit",
+    target: float = 1.0,
+    keep: Keep = forget,
 ) -> Tensor:
-    """Return ``x W' scale(u' W v) + b``; ``x (..., n)``, ``weight (m, n)``, ``u (m)``, ``v (n)``."""
+    """Return ``x W' scale(u' W v) + b``; ``x (..., n)``, ``weight (m, n)``, ``u (m)``, ``v (n)``.
+
+    ``keep`` is called with ``W v``, unless torch.func or torch.compile trace the call.
+    """
     # Under autocast sigma stays in the weight's own type; torch.func and torch.compile need operations that they can see through.
     # A weight stored in half precision has its sigma in float32.
-    half = weight.dtype.itemsize < 4
-    if half or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    half, seen_through = weight.dtype.itemsize < 4, traced()
+    if half or seen_through or torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            sigma = torch.dot(u, torch.mv(weight.float() if half else weight, v))
+            image = torch.mv(weight.float() if half else weight, v)
+            sigma = torch.dot(u, image)
+        if not seen_through:
+            keep(image.detach())
         return composite(F.linear(x, weight), sigma, bias, mode=mode, constraint=constraint, target=target)
-    y: Tensor = _FusedLinear.apply(x, weight, bias, u, v, mode, constraint, target)  # type: ignore[no-untyped-call]  # torch gives it no types
+    y: Tensor = _FusedLinear.apply(x, weight, bias, u, v, mode, constraint, target, keep)  # type: ignore[no-untyped-call]  # torch gives it no types
     return y

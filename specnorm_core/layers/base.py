@@ -54,6 +54,7 @@ class SpectralLayer(nn.Module):
             raise ValueError(f"target must be a finite number above 0, got {target}")
         self.target = float(target)
         self._u = self._v = torch.empty(0)
+        self._image: Tensor | None = None
         self._seen = -1
 
     def _take(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -79,16 +80,22 @@ class SpectralLayer(nn.Module):
         """Return the shape of ``v``."""
         raise TypeError(f"{type(self).__name__} must define the shape of v")
 
-    @torch.no_grad()
     def refresh(self, steps: int = 1) -> Self:
-        """Step the power iteration on (u, v); from a start of its own where there are none yet."""
+        """Step the power iteration on (u, v); from a start of its own where there are none yet.
+
+        A forward pass in training left ``A v`` behind: the first step takes it instead of computing it again.
+        """
         weight = self._wide()
-        with torch.autocast(weight.device.type, enabled=False):
-            if self._v.numel() == 0:
-                self._start(weight)
-            u, v = functional.refine(lambda x: self.forward_map(x, weight), lambda y: self.adjoint_map(y, weight), self._u, steps=steps)
-        self._u, self._v = u, v
-        self._seen = self.weight._version
+        if torch.is_autocast_enabled(weight.device.type):
+            with torch.autocast(weight.device.type, enabled=False):
+                return self.refresh(steps)
+        if self._v.numel() == 0:
+            self._start(weight)
+        u, v = functional.refine(
+            lambda x: self.forward_map(x, weight), lambda y: self.adjoint_map(y, weight), self._v, steps=steps, image=self._image
+        )
+        # Past Module.__setattr__, whose search for parameters takes a fifth of the time for a small layer.
+        self.__dict__.update(_u=u, _v=v, _image=None, _seen=self.weight._version)
         return self
 
     def advance(self, steps: int = 1) -> Self:
@@ -106,7 +113,7 @@ class SpectralLayer(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             self._start(weight)
             u, v = leading(lambda x: self.forward_map(x, weight), lambda y: self.adjoint_map(y, weight), self._v, steps)
-        self._u, self._v = u, v
+        self._u, self._v, self._image = u, v, None
         self._seen = self.weight._version
         return self
 
@@ -123,9 +130,9 @@ class SpectralLayer(nn.Module):
             raise self._undefined("zero" if size == 0 else "not finite")
         generator = torch.Generator().manual_seed(0)
         self._v = torch.randn(self.domain(), generator=generator, dtype=torch.float64).to(weight.device, weight.dtype)
-        self._u = functional.unit(self.forward_map(self._v, weight))
-        if not torch.isfinite(self._u).all():
-            self._v = torch.empty(0)
+        self._image = self.forward_map(self._v, weight)
+        if not torch.isfinite(functional.unit(self._image)).all():
+            self._v, self._image = torch.empty(0), None
             raise self._undefined("zero in all that it does to an input of this size, or too large for its type")
 
     def _undefined(self, what: str) -> ValueError:
@@ -139,9 +146,7 @@ class SpectralLayer(nn.Module):
 
     def sigma(self) -> Tensor:
         """Return the estimate ``<u, A v>`` of sigma, a scalar tensor; a lower bound."""
-        return self._sigma_of(self._wide())
-
-    def _sigma_of(self, weight: Tensor) -> Tensor:
+        weight = self._wide()
         with torch.autocast(weight.device.type, enabled=False):
             return (self._u * self.forward_map(self._v, weight)).sum()
 
@@ -155,12 +160,24 @@ class SpectralLayer(nn.Module):
         if v.shape != self.domain():
             raise ValueError(f"v must have shape {self.domain()}, got {tuple(v.shape)}")
         wide = self._wide()
-        self._u, self._v = u.to(wide), v.to(wide)
+        self._u, self._v, self._image = u.to(wide), v.to(wide), None
         self._seen = self.weight._version
+
+    def _keep(self, weight: Tensor) -> functional.Keep:
+        """Return what takes ``A v`` of a forward pass: in training it is left to :meth:`refresh`; no answer depends on it."""
+        return self._leave if self.training and isinstance(weight, nn.Parameter) else functional.forget
+
+    def _leave(self, image: Tensor) -> None:
+        self.__dict__["_image"] = image
 
     def scaled(self, y: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return ``y``, the raw map of an input, scaled as the constraint says, plus ``bias``; sigma in float32 or wider."""
-        sigma = self._sigma_of(self.weight.float() if self.weight.dtype.itemsize < 4 else self.weight)
+        weight = self.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            image = self.forward_map(self._v, weight.float() if weight.dtype.itemsize < 4 else weight)
+            sigma = (self._u * image).sum()
+        if not functional.traced():
+            self._keep(weight)(image.detach())
         return functional.composite(y, sigma, bias, mode=self.gradient_mode, constraint=self.constraint, target=self.target)
 
     def _follow(self) -> None:
@@ -168,14 +185,14 @@ class SpectralLayer(nn.Module):
 
         A weight that a functional call put in the place of the parameter is used with the pair as it is; so is one under compilation.
         """
-        if torch.compiler.is_compiling() or not isinstance(self.weight, nn.Parameter) or self.weight.is_inference():
+        weight = self.weight
+        if torch.compiler.is_compiling() or not isinstance(weight, nn.Parameter) or weight.is_inference() or weight._version == self._seen:
             return
-        if self.weight._version != self._seen:
-            if not self.training:
-                self.rederive()
-            elif torch.is_grad_enabled():
-                warnings.warn(UNATTACHED, stacklevel=3)
-                self._seen = self.weight._version
+        if not self.training:
+            self.rederive()
+        elif torch.is_grad_enabled():
+            warnings.warn(UNATTACHED, stacklevel=3)
+            self._seen = weight._version
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         fresh = self._seen == self.weight._version
@@ -183,7 +200,7 @@ class SpectralLayer(nn.Module):
         if self._v.numel():
             # Half precision would spoil the pair: it follows the device, and stays in float32 or wider.
             wide = self._wide()
-            self._u, self._v = self._u.to(wide), self._v.to(wide)
+            self._u, self._v, self._image = self._u.to(wide), self._v.to(wide), None
         self._seen = self.weight._version if fresh else -1
         return self
 

@@ -57,9 +57,11 @@ class SpectralLinear(_Matrix):
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for ``x (..., n)``."""
         self._follow()
+        weight = self.weight
         return functional.linear(
-            x, self.weight, self.bias, self._u, self._v, mode=self.gradient_mode, constraint=self.constraint, target=self.target
-        )
+            x, weight, self.bias, self._u, self._v,
+            mode=self.gradient_mode, constraint=self.constraint, target=self.target, keep=self._keep(weight),
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         """Return sizes and options."""
