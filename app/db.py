@@ -171,6 +171,23 @@ job_checkpoints = Table(
     sqlite_autoincrement=True,
 )
 
+admissions = Table(
+    "admissions",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("created_at", Integer, nullable=False),
+    Column("finished_at", Integer),
+    Column("state", String(20), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("files", JSON, nullable=False),
+    Column("owner", String(64)),
+    Column("heartbeat", Integer, nullable=False, default=0),
+    Column("version", String(16)),
+    Column("error", Text),
+    sqlite_autoincrement=True,
+)
+
 idempotency = Table(
     "idempotency",
     metadata,
@@ -251,6 +268,8 @@ def _prepare(engine: Engine, path: Path) -> None:
             if not engine.dialect.has_table(connection, schema_version.name):
                 metadata.create_all(connection)
                 connection.execute(insert(schema_version).values(version=SCHEMA))
+            elif not engine.dialect.has_table(connection, admissions.name):
+                admissions.create(connection)  # a table that releases before it do not miss
             found = connection.execute(select(schema_version.c.version)).scalar()
     except (SpecnormError, DatabaseError, sqlite3.DatabaseError) as error:
         kind = type(error) if isinstance(error, SpecnormError) else CorruptError

@@ -5,6 +5,7 @@ import importlib.metadata
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 
 from fastapi import FastAPI
 from sqlalchemy import Engine
@@ -13,9 +14,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import console
 from app.api import admin, docs, errors, metrics, session, v1, v2
 from app.api.guard import Guard
+from app.api.imports import Imports
+from app.api.promotion import Promotion
 from app.db import connect
 from app.errors import SpecnormError
 from app.inference.catalog import Catalog
+from app.jobs.admissions import Admissions
+from app.jobs.admitter import Admitter
 from app.jobs.dispatch import Dispatcher
 from app.jobs.launcher import Local
 from app.jobs.store import Jobs
@@ -45,8 +50,14 @@ def create_app(settings: Settings) -> ASGIApp:
     database = connect(settings.workspace)
     registry = Registry(database, Blobs(settings.workspace / "blobs"))
     catalog = Catalog(registry, settings)
+    promotion = Promotion(registry, catalog)
+    imports = Imports(Admissions(database), registry.blobs, catalog, promotion)
     api = _api(settings, judged_by, registry, catalog)
-    guard = Guard(_Fork(v2.InferApp(catalog, settings, version=VERSION), api), judged_by, settings)
+    api.include_router(admin.router(registry, promotion, imports, Jobs(database)))
+    inference = v2.InferApp(
+        catalog, settings, version=VERSION, take_in=partial(imports.load, wait=settings.import_seconds, who="/v2/repository")
+    )
+    guard = Guard(_Fork(inference, api), judged_by, settings)
     page = Metrics()
     page.add(guard.families)
     page.add(lambda: metrics.inference(catalog))
@@ -59,6 +70,15 @@ def create_app(settings: Settings) -> ASGIApp:
 def create_dispatcher(settings: Settings, database: Engine | None = None) -> Dispatcher:
     """Return what runs the jobs of a workspace."""
     return Dispatcher(Jobs(database or connect(settings.workspace)), Local(settings), settings)
+
+
+async def work(settings: Settings, database: Engine | None = None) -> None:
+    """Run the jobs of a workspace and judge the models that wait in it, until cancelled."""
+    database = database or connect(settings.workspace)
+    registry = Registry(database, Blobs(settings.workspace / "blobs"))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(create_dispatcher(settings, database).run())
+        group.create_task(Admitter(Admissions(database), registry, settings).run())
 
 
 class _Fork:
@@ -98,7 +118,6 @@ def _api(settings: Settings, judged_by: Access, registry: Registry, catalog: Cat
     )
     errors.install(api)
     api.include_router(v1.router(files, jobs, registry))
-    api.include_router(admin.router(registry, catalog, jobs))
     api.include_router(session.router(judged_by))
     api.include_router(console.router())
     api.router.routes.append(docs.route())
@@ -111,7 +130,7 @@ def _tasks(settings: Settings, registry: Registry, catalog: Catalog) -> Iterator
     yield asyncio.create_task(follow(registry, catalog))
     yield asyncio.create_task(_tidy(registry))
     if settings.worker == "local":
-        yield asyncio.create_task(create_dispatcher(settings, registry.database).run())
+        yield asyncio.create_task(work(settings, registry.database))
 
 
 async def _tidy(registry: Registry) -> None:

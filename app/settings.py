@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=30.0, gt=0, description="A job whose worker shows no life for so long is taken over.")
     job_max_attempts: int = Field(default=5, ge=1, description="How often a job is started before it is given up as lost.")
     job_max_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest wall-clock time of one attempt of a job.")
+    import_seconds: float = Field(default=180.0, gt=0, description="Longest time that judging a model from elsewhere may take.")
     job_threads: int = Field(default=1, ge=1, description="Threads of one fine-tune job.")
     api_keys_file: Path | None = Field(
         default=None, description="File of hashed keys (`specnorm keys create`); without it keys are not asked for."

@@ -2,28 +2,34 @@
 
 import asyncio
 import json
-from collections import defaultdict
+import re
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Request
+from fastapi import APIRouter, Body, File, Form, Header, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 
-from app.errors import ConflictError, InvalidRequestError
-from app.inference.catalog import Catalog
+from app.api.imports import Imports
+from app.api.promotion import Promotion
+from app.errors import InvalidRequestError
 from app.jobs.store import Jobs
+from app.registry.blobs import CHUNK, Blobs
 from app.registry.registry import Registry
 from export.bundle import Manifest
 
 WATCH_SECONDS = 0.25
 KEEP_ALIVE_SECONDS = 15.0
 
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-def router(registry: Registry, catalog: Catalog, jobs: Jobs) -> APIRouter:
-    """Return the routes of the registry and of a job's live events."""
+
+def router(registry: Registry, promotion: Promotion, imports: Imports, jobs: Jobs) -> APIRouter:
+    """Return the routes of the registry, of imports, and of a job's live events."""
     routes = APIRouter(prefix="/admin", tags=["admin"])
     _add_reading(routes, registry)
-    _add_promotion(routes, registry, catalog)
+    _add_promotion(routes, promotion)
+    _add_imports(routes, imports)
     _add_events(routes, jobs)
     return routes
 
@@ -64,38 +70,60 @@ def _add_reading(routes: APIRouter, registry: Registry) -> None:
         return registry.history(name)
 
 
-def _add_promotion(routes: APIRouter, registry: Registry, catalog: Catalog) -> None:
-    # One act per model at a time: the pointer in the database and what this process serves move together.
-    turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-
+def _add_promotion(routes: APIRouter, promotion: Promotion) -> None:
     @routes.post("/models/{name}/promote")
     async def promote(request: Request, name: str, version: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
         """Make a version live; answered once it is. It is loaded beside the old one, so no request fails."""
-        async with turns[name]:
-            await catalog.prepare(name, version)
-            previous = await asyncio.to_thread(registry.promote, name, version, why="asked for", who=_who(request))
-            await catalog.go_live(name, version)
-        return {"name": name, "live_version": version, "previous_version": previous}
+        return await promotion.promote(name, version, who=_who(request))
 
     @routes.post("/models/{name}/rollback")
     async def rollback(request: Request, name: str) -> dict[str, Any]:
         """Make the version live that was so before; answered once it is."""
-        async with turns[name]:
-            target = await asyncio.to_thread(registry.previous, name)
-            await catalog.prepare(name, target)
-            version, previous = await asyncio.to_thread(registry.rollback, name, who=_who(request), expected=target)
-            await catalog.go_live(name, version)
-        return {"name": name, "live_version": version, "previous_version": previous}
+        return await promotion.rollback(name, who=_who(request))
 
     @routes.delete("/models/{name}/versions/{version}")
     async def delete_version(name: str, version: str) -> dict[str, Any]:
         """Remove a version that is neither live nor the parent of another."""
-        async with turns[name]:
-            if catalog.live_version(name) == version:
-                raise ConflictError(f"{name}:{version} is live: promote another version first")
-            await asyncio.to_thread(registry.delete, name, version)
-            await catalog.forget(name, version)
-        return {"name": name, "version": version, "deleted": True}
+        return await promotion.delete(name, version)
+
+
+def _add_imports(routes: APIRouter, imports: Imports) -> None:
+    @routes.post("/models")
+    async def import_model(
+        request: Request,
+        response: Response,
+        *,
+        name: Annotated[str, Form(description="Name of the model that it becomes the next version of.")],
+        file: Annotated[list[UploadFile], File(description="One .onnx file, or every file of a bundle.")],
+        wait: Annotated[float, Query(ge=0, le=600, description="Seconds to wait for the end before 202 is answered.")] = 60.0,
+        key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+    ) -> dict[str, Any]:
+        """Have a worker judge a model, and publish it. The first version of a model goes live; 202 while it is still being judged."""
+        unknown = sorted(set(await request.form()) - {"name", "file"})
+        if unknown:
+            raise InvalidRequestError(
+                f"unknown field {unknown[0][:80]!r}: an import takes name and file, and nothing is fetched from elsewhere"
+            )
+        files = await asyncio.to_thread(_stored, imports.blobs, file)
+        found = await imports.submit(name, files, wait=wait, key=key)
+        response.status_code = 200 if found["finished_at"] is not None else 202
+        return found
+
+    @routes.get("/imports/{import_id}")
+    def get_import(import_id: str) -> dict[str, Any]:
+        """Say how far an import is."""
+        return imports.admissions.get(import_id)
+
+
+def _stored(blobs: Blobs, uploads: list[UploadFile]) -> dict[str, str]:
+    """Store the uploads and return their sha256 by name."""
+    stored: dict[str, str] = {}
+    for upload in uploads:
+        name = upload.filename or ""
+        if not _PLAIN.fullmatch(name) or name in stored:
+            raise InvalidRequestError(f"{name[:80]!r} is no plain file name, or comes twice", param="file")
+        stored[name] = blobs.put(iter(partial(upload.file.read, CHUNK), b""))
+    return stored
 
 
 def _add_events(routes: APIRouter, jobs: Jobs) -> None:

@@ -15,8 +15,9 @@ from starlette.types import Receive, Scope, Send
 from app.api import health
 from app.api.body import HEADER_LENGTH, Framing, compress, framing, read
 from app.api.errors import response_of, status_of
+from app.api.v2_load import model_file
 from app.api.v2_schema import openapi
-from app.errors import InvalidRequestError, NotFoundError, SpecnormError, TooLargeError
+from app.errors import InvalidRequestError, NotFoundError, SpecnormError, TooLargeError, UnavailableError
 from app.inference import describe
 from app.inference.catalog import Catalog, Served
 from app.inference.statistics import Metrics
@@ -26,6 +27,7 @@ __all__ = ["InferApp", "openapi"]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 Authorise = Callable[[Iterable[tuple[bytes, bytes]], str, str], object]
+TakeIn = Callable[[str, bytes], Awaitable[None]]
 
 _JSON: Final[Headers] = ((b"content-type", b"application/json"),)
 
@@ -58,16 +60,25 @@ class InferApp:
         version: of the product, for the server's metadata.
         authorise: called with headers, method and path before anything else; raises where the caller may not.
         metrics: told of every inference request.
+        take_in: has the file of a load judged, published and made live; without it a load takes no files.
     """
 
     def __init__(
-        self, catalog: Catalog, settings: Settings, *, version: str = "", authorise: Authorise | None = None, metrics: Metrics | None = None
+        self,
+        catalog: Catalog,
+        settings: Settings,
+        *,
+        version: str = "",
+        authorise: Authorise | None = None,
+        metrics: Metrics | None = None,
+        take_in: TakeIn | None = None,
     ) -> None:
         self._catalog = catalog
         self._settings = settings
         self._version = version
         self._authorise = authorise
         self._metrics = metrics
+        self._take_in = take_in
         self._fixed: dict[tuple[str, ...], tuple[str, Endpoint]] = {
             (): ("GET", self._server),
             ("",): ("GET", self._server),
@@ -180,30 +191,32 @@ class InferApp:
         return _json({"model_stats": [told.describe(*key, device=device) for key, (told, device) in known if about(*key)]})
 
     async def _index(self, call: Call) -> Reply:
-        only_ready = (await self._document(call)).get("ready", False)
+        only_ready = (await self._document(call, self._settings.max_json_bytes)).get("ready", False)
         if type(only_ready) is not bool:
             raise InvalidRequestError("expected ready to be a boolean")
         states = [state for state in await self._catalog.states() if state.state == "READY" or not only_ready]
         return _json([{"name": name, "version": version, "state": state, "reason": reason} for name, version, state, reason in states])
 
     async def _load(self, call: Call) -> Reply:
-        parameters = (await self._document(call)).get("parameters") or {}
-        if type(parameters) is not dict or any(name == "config" or name.startswith("file:") for name in parameters):
-            raise InvalidRequestError(
-                "a load takes neither config nor files here: import the model with POST /admin/models, then promote it"
-            )
-        await self._catalog.reload(call.model)
+        parameters = (await self._document(call, self._settings.max_binary_bytes)).get("parameters") or {}
+        content = model_file(parameters)
+        if content is None:
+            await self._catalog.reload(call.model)
+        elif self._take_in is None:
+            raise UnavailableError("Models are not taken in here.")
+        else:
+            await self._take_in(call.model, content)
         return _json({})
 
     async def _unload(self, call: Call) -> Reply:
-        await self._document(call)
-        await self._catalog.versions(call.model)
-        raise InvalidRequestError("a model is not unloaded: promote another version, or delete the ones that are no longer needed")
+        await self._document(call, self._settings.max_json_bytes)
+        await self._catalog.unload(call.model)
+        return _json({})
 
-    async def _document(self, call: Call) -> dict[str, Any]:
+    async def _document(self, call: Call, limit: int) -> dict[str, Any]:
         """Return the small JSON object of a repository request; an empty body is an empty object."""
         how = framing(call.headers)
-        body = await read(call.receive, how, limit=self._settings.max_json_bytes, seconds=self._settings.request_timeout)
+        body = await read(call.receive, how, limit=limit, seconds=self._settings.request_timeout)
         try:
             document = orjson.loads(body or b"{}")
         except orjson.JSONDecodeError as error:

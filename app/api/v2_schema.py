@@ -198,6 +198,6 @@ def openapi() -> dict[str, Any]:
         add("get", f"{base}/stats", f"Statistics of {which}", _ref("V2Statistics"))
         add("post", f"{base}/infer", f"Inference by {which}", _ref("V2InferResponse"), _ref("V2InferRequest"))
     add("post", "/v2/repository/index", "All versions and their states", _ref("V2Index"), _object({"ready": {"type": "boolean"}}))
-    add("post", "/v2/repository/models/{model}/load", "Read the promoted version again", empty, empty)
-    add("post", "/v2/repository/models/{model}/unload", "Refused: versions are promoted and deleted", empty, empty)
+    add("post", "/v2/repository/models/{model}/load", "Read the promoted version again, or take in the file that comes along", empty, empty)
+    add("post", "/v2/repository/models/{model}/unload", "Serve the model no more until it is loaded", empty, empty)
     return {"paths": paths, "components": {"schemas": SCHEMAS}}

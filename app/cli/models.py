@@ -1,5 +1,7 @@
 """`specnorm models`: the registry, of a workspace or of a running service."""
 
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,13 +64,37 @@ def rollback(name: Name, workspace: Workspace = None, url: Url = None) -> None:
 
 @commands.command("import")
 def import_(
-    path: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of a bundle.")],
+    path: Annotated[Path, typer.Argument(exists=True, help="An ONNX file, or the folder of a bundle.")],
     name: Annotated[str, typer.Option(help="Name of the model that it becomes the next version of.")],
     workspace: Workspace = None,
+    url: Url = None,
 ) -> None:
-    """Check a bundle that came from elsewhere, and publish it."""
-    children.run("export.check", [str(path)])
-    output.note(children.publish(path, name, _folder(workspace)))
+    """Judge a model that came from elsewhere, and publish it: with a Lipschitz bound where its audit proves one."""
+    from app.registry.registry import check_name  # noqa: PLC0415 - loaded by those commands that need it
+
+    check_name(name)
+    if url:
+        _send(Service(url), path, name)
+        return
+    folder = _folder(workspace)
+    if path.is_dir():
+        children.run("export.check", [str(path)])
+        output.note(children.publish(path, name, folder))
+        return
+    with tempfile.TemporaryDirectory(prefix="specnorm-import-") as draft:
+        bundle = Path(draft) / "bundle"
+        children.run("export.admission", [str(path), "--out", str(bundle)])
+        output.note(children.publish(bundle, name, folder))
+
+
+def _send(service: Service, path: Path, name: str) -> None:
+    """Have a running service judge and publish it."""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(one.open("rb")) for one in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        sent = [("file", (Path(stream.name).name, stream)) for stream in files]
+        found = service.post("/admin/models?wait=600", data={"name": name}, files=sent)
+    fate = f"is published as {name}:{found['version']}" if found["version"] else f"is being judged as {found['id']}"
+    output.note(f"{path.name} {fate}")
 
 
 @commands.command()

@@ -51,13 +51,13 @@ def serve(
 
 def worker(workspace: Workspace = None) -> None:
     """Run the fine-tune jobs of a workspace, and serve nothing."""
-    from app.main import create_dispatcher  # noqa: PLC0415 - loaded by those commands that need it
+    from app.main import work  # noqa: PLC0415 - loaded by those commands that need it
     from app.observability import configure_logging  # noqa: PLC0415
 
     settings = read_settings(workspace=workspace)
     configure_logging(settings.log_level, settings.log_format)
     output.note(f"Running the jobs of {settings.workspace}; Ctrl-C stops.")
-    asyncio.run(_until_stopped(create_dispatcher(settings).run()))
+    asyncio.run(_until_stopped(work(settings)))
 
 
 def doctor(workspace: Workspace = None, *, as_json: output.Json = False) -> None:

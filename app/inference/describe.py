@@ -7,6 +7,8 @@ from app.inference.served import Served
 from export.bundle import Tensor
 
 NAME: Final = "specnorm"
+PLATFORM: Final = "onnxruntime_onnx"
+BACKEND: Final = "onnxruntime"
 EXTENSIONS: Final = (
     "binary_tensor_data",
     "classification",
@@ -56,8 +58,8 @@ def config(served: Served, *, max_batch_rows: int) -> dict[str, Any]:
 
     return {
         "name": served.name,
-        "platform": "onnxruntime_onnx",
-        "backend": "onnxruntime",
+        "platform": PLATFORM,
+        "backend": BACKEND,
         "max_batch_size": max_batch_rows if served.batched else 0,
         "input": [entry(tensor) for tensor in signature.inputs],
         "output": [entry(tensor) for tensor in signature.outputs],

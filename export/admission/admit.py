@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import onnxruntime as ort
-
-from export.audit.report import AuditedLayer, Report
 from export.bundle import MODEL, Layer, Lipschitz, Manifest, Signature, Tensor, digest
+
+_NO_BOUND = {"bound": None, "rigorous": False, "method": None}
 
 COMMAND = (sys.executable, "-m", "export.admission.child")
 
@@ -56,7 +56,7 @@ def manifest_of(content: bytes, told: dict[str, Any], why: str) -> Manifest:
         raise AdmissionError(told["error"])
     if "inputs" not in told:
         raise AdmissionError(f"its trial did not end well: {why}")
-    report = Report.model_validate(told["report"]) if "report" in told else None
+    report: dict[str, Any] = told.get("report", {"layers": (), "lipschitz": {}, "rows_independent": False})
     reason = told.get("unaudited") or f"the audit did not end well: {why}"
     outputs = tuple(Tensor.model_validate(tensor) for tensor in told["outputs"])
     first = outputs[0].name
@@ -64,13 +64,13 @@ def manifest_of(content: bytes, told: dict[str, Any], why: str) -> Manifest:
         signature=Signature(
             inputs=tuple(Tensor.model_validate(tensor) for tensor in told["inputs"]),
             outputs=outputs,
-            rows_independent=report is not None and report.rows_independent,
+            rows_independent=report["rows_independent"],
         ),
-        layers=tuple(_layer(layer) for layer in report.layers) if report else (),
-        lipschitz=report.lipschitz[first] if report else Lipschitz(bound=None, rigorous=False, method=None, reason=reason),
-        verification=_of_others(report, first),
+        layers=tuple(_layer(layer) for layer in report["layers"]),
+        lipschitz=Lipschitz.model_validate(report["lipschitz"].get(first, {**_NO_BOUND, "reason": reason})),
+        verification=_of_others(report["lipschitz"], first),
         origin="import",
-        tools={**told["tools"], "onnxruntime": ort.__version__},
+        tools=told["tools"],
         files={MODEL: digest(content)},
     )
 
@@ -112,24 +112,24 @@ def _end(status: int) -> str:
     return f"the process ended with status {status}"
 
 
-def _of_others(report: Report | None, first: str) -> dict[str, float]:
+def _of_others(bounds: Mapping[str, Any], first: str) -> dict[str, float]:
     """Return the bounds of the outputs but the first, whose bound is the manifest's own."""
-    found = {} if report is None else report.lipschitz
-    return {f"lipschitz_bound/{name}": stated.bound for name, stated in found.items() if name != first and stated.bound is not None}
+    return {f"lipschitz_bound/{name}": stated["bound"] for name, stated in bounds.items() if name != first and stated["bound"] is not None}
 
 
-def _layer(found: AuditedLayer) -> Layer:
-    """Return a layer as it is: nothing was folded, and nothing is constrained."""
+def _layer(found: Mapping[str, Any]) -> Layer:
+    """Return an audited layer as it is: nothing was folded, and nothing is constrained."""
+    upper = found["sigma_upper"]
     return Layer(
-        name=found.name,
-        kind=found.kind,
-        shape=found.shape,
+        name=found["name"],
+        kind=found["kind"],
+        shape=found["shape"],
         norm="operator",
         constraint="none",
-        target=found.sigma_upper,
-        sigma_estimate=found.sigma_estimate,
-        sigma_upper=found.sigma_upper,
-        operator_sigma_upper=found.sigma_upper,
-        folded_sigma_upper=found.sigma_upper,
+        target=upper,
+        sigma_estimate=found["sigma_estimate"],
+        sigma_upper=upper,
+        operator_sigma_upper=upper,
+        folded_sigma_upper=upper,
         stable_rank=None,
     )

@@ -33,6 +33,7 @@ def main(memory: int, seconds: int) -> None:
 def judge(content: bytes, tell: Callable[..., None]) -> None:
     """Tell the signature of a model that loads and runs, then its audit; or the error that keeps it from being served."""
     import onnx  # noqa: PLC0415  # within the limits
+    import onnxruntime  # noqa: PLC0415
 
     from export.admission.probe import ProbeError, probe, rows_have_a_name_of_their_own  # noqa: PLC0415
     from export.admission.structure import StructureError, opened  # noqa: PLC0415
@@ -52,7 +53,7 @@ def judge(content: bytes, tell: Callable[..., None]) -> None:
     tell(
         inputs=[tensor.model_dump() for tensor in inputs],
         outputs=[tensor.model_dump() for tensor in outputs],
-        tools={"producer": producer or "unknown", "opset": str(opset)},
+        tools={"producer": producer or "unknown", "opset": str(opset), "onnxruntime": onnxruntime.__version__},
     )
     from export.audit import AuditError, audit  # noqa: PLC0415
 

@@ -183,7 +183,10 @@ BAD: dict[str, tuple[str, str, bytes | None, dict[str, str], int]] = {
     "ready of the wrong kind": ("POST", "/v2/repository/index", b'{"ready": 1}', {}, 400),
     "load of an unknown model": ("POST", "/v2/repository/models/n/load", b"", {}, 404),
     "load with files": ("POST", "/v2/repository/models/m/load", b'{"parameters": {"file:../../x": "AA=="}}', {}, 400),
-    "unload": ("POST", "/v2/repository/models/m/unload", b'{"parameters": {"unload_dependents": false}}', {}, 400),
+    "unload of an unknown model": ("POST", "/v2/repository/models/n/unload", b'{"parameters": {"unload_dependents": false}}', {}, 404),
+    "trace": ("GET", "/v2/trace/setting", None, {}, 404),
+    "shared memory": ("GET", "/v2/systemsharedmemory/status", None, {}, 404),
+    "generate": ("POST", "/v2/models/m/generate", b"{}", {}, 404),
 }
 
 
@@ -361,6 +364,7 @@ def test_the_openapi_text_names_every_route_and_resolves(server: Running) -> Non
         real = path.replace("{model}", "m").replace("{version}", "1")
         for method in methods:
             assert server.ask(method.upper(), real, b"" if method == "post" else None)[0] not in {404, 405}, path
+    assert server.json("POST", "/v2/repository/models/m/load")[0] == 200  # it was unloaded among the others
     text = json.dumps(document)
     for name in document["components"]["schemas"]:
         text = text.replace(f'"#/components/schemas/{name}"', "")
@@ -412,8 +416,13 @@ def test_the_stock_client_finds_every_route(client: Any) -> None:
     assert (config["max_batch_size"], config["input"][0]["dims"], config["input"][0]["data_type"]) == (256, [3], "TYPE_FP32")
     assert [(row["version"], row["state"]) for row in client.get_model_repository_index()] == [("1", "READY"), ("2", "READY")]
     client.load_model("m")
-    with pytest.raises(InferenceServerException, match="not unloaded"):
-        client.unload_model("m")
+    client.unload_model("m")
+    assert not client.is_model_ready("m")
+    assert client.is_server_ready()
+    with pytest.raises(InferenceServerException, match="was unloaded"):
+        client.get_model_metadata("m")
+    client.load_model("m")
+    assert client.is_model_ready("m")
     with pytest.raises(InferenceServerException, match=r"expected shape \[-1, 3\]"):
         client.infer("m", [tensor(np.zeros((1, 2), np.float32), binary=True)])
 

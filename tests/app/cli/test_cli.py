@@ -74,6 +74,24 @@ def serving(workspace: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str]
         process.stdout.close()
 
 
+def test_a_bare_onnx_file_is_judged_and_published_and_a_hostile_one_is_not(run: Run, workspace: Path, models: Any) -> None:
+    (workspace.parent / "m.onnx").write_bytes(models.affine(2.0).model)
+    done = run("models", "import", "m.onnx", "--name", "bare", "--workspace", str(workspace))
+    assert (done.returncode, done.stderr) == (0, "bare:1 is published and live\n")
+    stored = registry(workspace).manifest("bare", "1")
+    assert stored.origin == "import"
+    assert stored.lipschitz.bound is not None
+    assert 2 <= stored.lipschitz.bound < 2.001
+    (workspace.parent / "loop.onnx").write_bytes(models.loop().model)
+    done = run("models", "import", "loop.onnx", "--name", "loop", "--workspace", str(workspace))
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == "specnorm: loop.onnx is not admitted: operator 'Loop' repeats a graph, so that a run might never end: it is not served\n"
+    )
+    assert "loop" not in registry(workspace).models()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["nothing"], ["serve", "--nothing"], ["serve", "--port", "99999"], ["models", "show"], ["train"],
