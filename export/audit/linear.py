@@ -1,8 +1,11 @@
 """Operators that are linear in the input: Gemm, MatMul, Conv, ConvTranspose, BatchNormalization."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from export.audit.borders import Border, border_of
 from export.audit.elementwise import broadcast, copied, stays
 from export.audit.node import Node
 from export.audit.report import AuditedLayer
@@ -162,8 +165,10 @@ def convolved_shape(node: Node) -> Shape:
     return (x.shape[0], kernel.shape[1] * group if node.op == "ConvTranspose" else kernel.shape[0], *sizes)
 
 
-def convolution_norms(node: Node, kernel: Array) -> tuple[float, float]:
+def convolution_norms(node: Node, kernel: Array, border: Border | None = None) -> tuple[float, float]:
     """Return estimate and bound of the norm of a convolution at the graph's image size, or, where that is not known, for every size.
+
+    With a ``border`` it is that of the map from the image inside it.
 
     A transposed convolution is the adjoint of the convolution with its kernel, from its output back to its input; what ``output_padding``
     adds is never reached by a window.
@@ -179,23 +184,35 @@ def convolution_norms(node: Node, kernel: Array) -> tuple[float, float]:
     sizes = tuple(d for d in image if isinstance(d, int) and d > 0)
     size = sizes if len(sizes) == axes and pads is not None else None
     group = int(node.attribute("group", 1))
-    padding = pads or [(0, 0)] * axes
+    padding: Sequence[tuple[int, int]] = pads or [(0, 0)] * axes
+    mode = "zeros"
+    if border is not None:
+        size, padding, mode = border.size, border.pads, border.mode
+    geometry: dict[str, Any] = {"stride": strides, "padding": padding, "dilation": dilations, "groups": group, "padding_mode": mode}
     try:
-        upper = conv_sigma_upper(kernel, input_size=size, stride=strides, padding=padding, dilation=dilations, groups=group)
-        estimate = conv_sigma_estimate(kernel, input_size=size, stride=strides, padding=padding, dilation=dilations, groups=group)
+        upper = conv_sigma_upper(kernel, input_size=size, **geometry)
+        estimate = conv_sigma_estimate(kernel, input_size=size, **geometry)
     except ValueError as error:
         raise NoBoundError(f"its kernel has no norm: {error}") from None
     return estimate, upper
 
 
+def framed(node: Node, axes: int) -> Border | None:
+    """Return the border that a Conv without pads of its own takes, where there is one."""
+    pads = options(node, axes)[2]
+    return border_of(node.input()) if node.op == "Conv" and pads is not None and not any(a or b for a, b in pads) else None
+
+
 def convolution(node: Node) -> Value:
     """Conv and ConvTranspose with a constant kernel; the bias changes nothing."""
     kernel = node.constant(1)
-    measured = layer(node, "conv" if node.op == "Conv" else "conv_transpose", kernel.shape, *convolution_norms(node, kernel))
+    border = framed(node, kernel.ndim - 2)
+    measured = layer(node, "conv" if node.op == "Conv" else "conv_transpose", kernel.shape, *convolution_norms(node, kernel, border))
     x, shape = node.input(), convolved_shape(node)
     channels = kernel.shape[0] if node.op == "ConvTranspose" else kernel.shape[1] * int(node.attribute("group", 1))
     if (x.shape or ())[1] != channels:
         raise NoBoundError(f"the input has {(x.shape or ())[1]} channels, the kernel {channels}")
     if node.present(2):
         node.constant(2)
-    return Value(node.proto.output[0], shape, bound=times(x.bound, measured.sigma_upper), rows=x.rows, chain=x.chain)
+    before = x.bound if border is None else border.image.bound
+    return Value(node.proto.output[0], shape, bound=times(before, measured.sigma_upper), rows=x.rows, chain=x.chain)

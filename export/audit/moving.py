@@ -313,33 +313,3 @@ def top_k(node: Node) -> list[Value]:
         Value(name, shape, floating=False, bound=math.inf, causes=(f"{node.place}: an index jumps",), rows=rows) for name in names[1:]
     ]
     return [values, *indices]
-
-
-def pad(node: Node) -> Value:
-    """Pad with a constant: norm 1. Copies of the border count as often as the most copied entry occurs."""
-    x = node.input()
-    mode = node.attribute("mode", b"constant")
-    pads = [int(p) for p in node.option("pads", 1, [])]
-    rank = node.rank()
-    axes = node.axes([int(a) for a in node.constant(3).ravel()], rank) if node.present(3) else tuple(range(rank))
-    if len(pads) != 2 * len(axes):
-        raise NoBoundError(f"{len(pads)} pads do not fit {len(axes)} axes")
-    widths = dict(zip(axes, zip(pads[: len(axes)], pads[len(axes) :], strict=True), strict=True))
-    rows = x.rows and widths.get(0, (0, 0)) == (0, 0)
-    repeats = 1
-    shape: list[Dim] = []
-    for axis, size in enumerate(x.shape or ()):
-        before, after = widths.get(axis, (0, 0))
-        if (before, after) != (0, 0) and mode != b"constant":
-            if mode not in PAD_COPIES or not isinstance(size, int) or min(before, after) < 0:
-                raise NoBoundError(f"mode {mode!r} copies an unknown number of entries", rows=rows)
-            repeats *= int(np.unique(PAD_COPIES[mode](size, before, after), return_counts=True)[1].max())
-        shape.append(size + before + after if isinstance(size, int) else size if before == after == 0 else f"{size}+{before}+{after}")
-    return Value(node.proto.output[0], tuple(shape), bound=times(x.bound, root(float(repeats))), rows=rows, chain=x.chain)
-
-
-PAD_COPIES: dict[bytes, Callable[[int, int, int], Array]] = {
-    b"edge": lambda n, before, after: np.pad(np.arange(n), (before, after), mode="edge"),
-    b"reflect": lambda n, before, after: np.pad(np.arange(n), (before, after), mode="reflect"),
-    b"wrap": lambda n, before, after: np.pad(np.arange(n), (before, after), mode="wrap"),
-}

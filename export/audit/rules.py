@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto
 
-from export.audit import classical, contraction, elementwise, linear, moving, normalising, reducing, resizing
+from export.audit import borders, classical, contraction, elementwise, linear, moving, normalising, reducing, resizing
 from export.audit.elementwise import COMPARISONS, JUMPS, SLOPES
 from export.audit.node import Node
 from export.audit.values import NoBoundError, Value
@@ -99,7 +99,7 @@ RULES: dict[str, Rule] = {
     "Mean": elementwise.add,
     "Min": moving.extremum,
     "Mul": elementwise.scale,
-    "Pad": moving.pad,
+    "Pad": borders.pad,
     "RMSNormalization": normalising.over_last_axes,
     "Resize": resizing.resize,
     "ReverseSequence": moving.permute,
