@@ -45,8 +45,8 @@ def train(
             bar.update(task, completed=record.step)
     if record is None:
         raise DataError("the data set is too small to train on")
-    accuracy = {} if record.accuracy is None else {"accuracy": record.accuracy}
-    metrics = {"loss": record.loss, **accuracy, "training_lag": max(run.lag.values(), default=0.0)}
+    numbers = {"loss": record.loss, "accuracy": record.accuracy, "training_lag": max(run.lag.values(), default=0.0)}
+    metrics = {name: value for name, value in numbers.items() if value is not None}
     labels = tuple(map(str, range(data.classes))) if options.loss != "mse" else ()
     manifest, files = export_bundle(
         model, architecture.with_gradient_mode(options.gradient_mode), samples=data.x, domain=domain, labels=labels, validation=held_out,

@@ -47,3 +47,10 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Options], Tensor]] = {
     "margin": lambda out, y, options: margin(out * options.temperature, y, options.margin),
     "mse": lambda out, y, options: F.mse_loss(out.squeeze(-1), y.to(out.dtype)),
 }
+
+ROW_LOSSES: dict[str, Callable[[Tensor, Tensor, Options], Tensor]] = {
+    "cross_entropy": lambda out, y, options: F.cross_entropy(out * options.temperature, y, reduction="none"),
+    "margin": lambda out, y, options: F.relu(options.margin - margins(out * options.temperature, y)),
+    "mse": lambda out, y, options: F.mse_loss(out.squeeze(-1), y.to(out.dtype), reduction="none"),
+}
+"""The same of each row, ``(B,)``: what private training clips by."""

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from specnorm_core.data import Dataset
 from specnorm_core.functional import GradientMode
-from specnorm_core.losses import LOSSES
+from specnorm_core.losses import LOSSES, ROW_LOSSES
 from specnorm_core.norms import converge, power_iteration, spectral_layers
+from specnorm_core.privacy import Plan, Privacy, Secure, Seeded, Source, check, poisson, set_gradients
 
 CHECK_EVERY = 16
 """Steps between two looks at loss and sigma for values that are not finite: each look waits for the device."""
@@ -55,20 +56,25 @@ class Hyperparameters(BaseModel):
     power_iterations: int = Field(default=1, ge=1, le=100, description="Power iterations per optimiser step.")
     checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    privacy: Privacy | None = Field(default=None, description="Train with differential privacy of single rows; null: without.")
 
 
 class StepRecord(BaseModel):
-    """What is known after one step; ``sigmas`` are the running estimates (lower bounds) of the raw weights, by layer."""
+    """What is known after one step; ``sigmas`` are the running estimates (lower bounds) of the raw weights, by layer.
+
+    A private run tells no loss, which is about its rows, but the ``epsilon`` that it has spent, at the end of each epoch.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     step: int
     steps: int
     epoch: int
-    loss: float
+    loss: float | None
     accuracy: float | None
     sigmas: dict[str, float]
     seconds: float
+    epsilon: float | None = None
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -99,7 +105,9 @@ def evaluate(model: nn.Module, data: Dataset, batch: int = 1024) -> dict[str, fl
 class Fit:
     """One training run: iterate over it for records; ``checkpoint()`` at any time; ``resume`` a checkpoint's bytes to go on.
 
-    With the same seed, data and thread count on a CPU a resumed run ends with the same bits as one that was never stopped.
+    With the same seed, data and thread count on a CPU a resumed run ends with the same bits as one that was never stopped; not so a private
+    run with the secure source, whose noise nobody can draw again. The batches of a private run are Poisson samples, and what its
+    ``validation`` says about the model is not covered by its guarantee: those rows must be public.
 
     Args:
         model: built by an architecture; trained in place, its spectral layers set to the run's gradient mode.
@@ -107,9 +115,11 @@ class Fit:
         hyperparameters: how.
         validation: rows whose accuracy is reported after each epoch.
         resume: what ``checkpoint()`` of a run with the same arguments returned.
+        begun: steps of a private run that were begun already, those after the checkpoint included: they count as spent.
 
     Raises:
-        ValueError: the data and the model do not fit each other, or the checkpoint is of another run.
+        ValueError: the data and the model do not fit each other, the checkpoint is of another run, or no private training is possible.
+        ModuleNotFoundError: a private run without the extra ``privacy``.
     """
 
     def __init__(
@@ -120,6 +130,7 @@ class Fit:
         *,
         validation: Dataset | None = None,
         resume: bytes | None = None,
+        begun: int = 0,
     ) -> None:
         self.model, self.data, self.validation = model, data, validation
         self.options = hyperparameters or Hyperparameters()
@@ -135,21 +146,34 @@ class Fit:
         self.steps = self.per_epoch * self.options.n_epochs
         self.lag: dict[str, float] = {}
         self._accuracy: float | None = None
+        self._order = torch.empty(0)
+        self._planned = self.steps
+        self.begun = 0
+        self.plan: Plan | None = None
+        if self.options.privacy is not None:
+            check(model)
+            self.plan = self.options.privacy.plan(len(data), self.options.batch_size, self.steps)
         if resume is not None:
             self._restore(resume)
+        if self.options.privacy is not None:
+            self.begun = max(self.begun, begun)
+            if self.options.privacy.target_epsilon is not None:  # steps that were lost are spent: the run ends so much the earlier
+                self.steps = max(self.step, self._planned - (self.begun - self.step))
+
+    @property
+    def epsilon(self) -> float | None:
+        """What has been spent, every step included that was begun in this run or one that it goes on from; None: it is not private."""
+        return None if self.plan is None else self.plan.epsilon(self.begun)
 
     def __iter__(self) -> Iterator[StepRecord]:
         self.model.train()
         start = time.monotonic()
         x, y = torch.from_numpy(self.data.x), torch.from_numpy(self.data.y)
-        order = torch.empty(0)
+        if self.plan is not None and self.step == self.steps:
+            self._finish()
         while self.step < self.steps:
-            epoch, position = divmod(self.step, self.per_epoch)
-            if position == 0 or len(order) == 0:
-                # The order is a function of seed and epoch, so a resumed run needs no sampler state.
-                order = torch.from_numpy(np.random.default_rng([self.options.seed, epoch]).permutation(len(x)))
-            rows = order[position * self.options.batch_size : (position + 1) * self.options.batch_size]
-            loss = self._advance(x[rows], y[rows])
+            epoch = self.step // self.per_epoch
+            loss = self._advance(x, y)
             self.step += 1
             last = self.step % self.per_epoch == 0
             if last or self.step % CHECK_EVERY == 0 or self.step == self.steps:
@@ -159,22 +183,51 @@ class Fit:
             if last and self.validation is not None:
                 self._accuracy = evaluate(self.model, self.validation).get("accuracy")
             yield StepRecord(
-                step=self.step, steps=self.steps, epoch=epoch + 1, loss=float(loss), accuracy=self._accuracy if last else None,
+                step=self.step, steps=self.steps, epoch=epoch + 1, loss=None if loss is None else float(loss),
+                accuracy=self._accuracy if last else None,
                 sigmas={name: float(layer.sigma()) for name, layer in spectral_layers(self.model).items()} if last else {},
-                seconds=time.monotonic() - start,
+                seconds=time.monotonic() - start, epsilon=self.epsilon if last or self.step == self.steps else None,
             )  # fmt: skip
 
-    def _advance(self, x: Tensor, y: Tensor) -> Tensor:
+    def _advance(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """Take one step and return its loss; a private one tells none."""
+        if self.plan is not None:
+            self._advance_privately(x, y, self.plan)
+            return None
+        rows = self._rows()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = LOSSES[self.options.loss](self.model(x), y, self.options)
+        loss = LOSSES[self.options.loss](self.model(x[rows]), y[rows], self.options)
         loss.backward()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * SCHEDULES[self.options.schedule]((self.step + 0.5) / self.steps)
-        self.optimizer.step()
-        power_iteration(self.model, self.options.power_iterations)
+        self._update()
         return loss.detach()
 
-    def _check(self, loss: Tensor) -> None:
+    def _advance_privately(self, x: Tensor, y: Tensor, plan: Plan) -> None:
+        self.begun += 1
+        # A source of its own for every step: a seeded run that goes on from a checkpoint draws what it would have drawn.
+        source: Source = Secure() if plan.privacy.secure else Seeded(self.options.seed, self.step)
+        rows = poisson(len(x), plan.sample_rate, source)
+        set_gradients(
+            self.model, (lambda: ROW_LOSSES[self.options.loss](self.model(x[rows]), y[rows], self.options)) if len(rows) else None,
+            max_grad_norm=plan.privacy.max_grad_norm, noise_multiplier=plan.noise_multiplier, expected_rows=plan.expected_rows,
+            source=source,
+        )  # fmt: skip
+        self._update()
+
+    def _rows(self) -> Tensor:
+        """Return the rows of the next step."""
+        epoch, position = divmod(self.step, self.per_epoch)
+        if position == 0 or len(self._order) == 0:
+            # The order is a function of seed and epoch, so a resumed run needs no sampler state.
+            self._order = torch.from_numpy(np.random.default_rng([self.options.seed, epoch]).permutation(len(self.data)))
+        return self._order[position * self.options.batch_size : (position + 1) * self.options.batch_size]
+
+    def _update(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * SCHEDULES[self.options.schedule]((self.step + 0.5) / self._planned)
+        self.optimizer.step()
+        power_iteration(self.model, self.options.power_iterations)
+
+    def _check(self, loss: Tensor | None) -> None:
         """Stop at the first sign of divergence.
 
         Raises:
@@ -184,7 +237,7 @@ class Fit:
         for name, layer in spectral_layers(self.model).items():
             if not (bool(torch.isfinite(layer.weight).all()) and bool(torch.isfinite(layer.sigma()))):
                 raise DivergedError(f"layer {name!r} is not finite after step {self.step} of {self.steps}: {advice}")
-        if not bool(torch.isfinite(loss)):
+        if loss is not None and not bool(torch.isfinite(loss)):
             raise DivergedError(f"the loss is {float(loss)} at step {self.step} of {self.steps}: {advice}")
 
     def _finish(self) -> None:
@@ -203,12 +256,17 @@ class Fit:
             tensors |= {
                 f"optimizer.{index}.{key}": torch.as_tensor(value).contiguous() for key, value in state.items() if value is not None
             }
-        about = {"step": self.step, "rows": len(self.data), "digest": self.data.digest, "options": self.options.model_dump_json()}
+        about = {"step": self.step, "begun": self.begun, **self._identity()}
         return save_tensors(tensors, metadata={"fit": json.dumps(about)})
+
+    def _identity(self) -> dict[str, object]:
+        """Return what a checkpoint is bound to; the digest of private rows is told to nobody: it would confirm a guess of them."""
+        digest = self.data.digest if self.plan is None else None
+        return {"rows": len(self.data), "digest": digest, "options": self.options.model_dump_json()}
 
     def _restore(self, content: bytes) -> None:
         about = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["fit"])
-        expected = {"rows": len(self.data), "digest": self.data.digest, "options": self.options.model_dump_json()}
+        expected = self._identity()
         different = [key for key, value in expected.items() if about[key] != value]
         if different:
             raise ValueError(f"the checkpoint is of another run: its {' and '.join(different)} differ")
@@ -222,7 +280,7 @@ class Fit:
                 _, index, name = key.split(".", 2)
                 state.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.step = about["step"]
+        self.step, self.begun = about["step"], about["begun"]
 
 
 def fit(

@@ -79,7 +79,7 @@ class _Diary:
     def note(self, record: StepRecord) -> None:
         """Take in a record, and append an event when enough has happened since the last."""
         self._record = record
-        self._finite = record if math.isfinite(record.loss) else self._finite
+        self._finite = record if record.loss is None or math.isfinite(record.loss) else self._finite
         self._accuracy = record.accuracy if record.accuracy is not None else self._accuracy
         self._sigma = record.sigmas or self._sigma
         now = time.monotonic()

@@ -125,6 +125,18 @@ def _layers(model: nn.Module) -> list[_Layer]:
     return found
 
 
+def check(model: nn.Module) -> None:
+    """Say whether ``model`` can be trained privately.
+
+    Raises:
+        NotPrivateError: it cannot; the sentence names the layer that stands in the way.
+    """
+    try:
+        _layers(model)
+    except ValueError as error:
+        raise NotPrivateError(str(error)) from None
+
+
 @contextmanager
 def _watching(layers: list[_Layer]) -> Iterator[None]:
     hooks = [layer.module.register_forward_pre_hook(layer.enter) for layer in layers]
