@@ -88,13 +88,20 @@ class Layer(Frozen):
 
 
 class Lipschitz(Frozen):
-    """The L2 → L2 bound of the whole graph, or the reason why there is none."""
+    """The L2 → L2 bound of the whole graph, or the reason why there is none.
+
+    ``method`` is ``product``, ``graph`` or ``chain``: how the least bound was proved. ``sensitivity`` holds how far each output by itself
+    may move per unit of input, where that is known. ``pairs``: the radius goes by a constant for each pair of classes, not by
+    ``sqrt(2) bound``.
+    """
 
     bound: float | None
     norm: Literal["l2"] = "l2"
     rigorous: bool
     method: str | None
     reason: str | None = None
+    sensitivity: tuple[float, ...] = ()
+    pairs: bool = False
 
 
 class Training(Frozen):

@@ -1,5 +1,7 @@
 """From a trained network to a bundle: fold, write the graph, audit its bytes, certify, verify."""
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
@@ -7,12 +9,14 @@ import numpy as np
 from torch import nn
 
 from export import bundle, checkpoint, verify
-from export.audit import Report, audit
+from export.audit import HINT, Report, certified
+from export.audit.chain import Certificate as Proof
 from export.bundle import InputDomain, Lipschitz, Manifest, Training
 from export.checkpoint import Provenance
 from export.fold import FoldedLayer, fold, named_norm_upper
+from export.radius import RADIUS, Certificate, pairs_of
 from export.rounding import UnboundedError, error_bound
-from export.to_onnx import LOGITS, PREDICTION, RADIUS, Certificate, to_onnx
+from export.to_onnx import LOGITS, PREDICTION, to_onnx
 from specnorm_core.architecture import Architecture, Network
 from specnorm_core.data import Dataset
 from specnorm_core.training import evaluate
@@ -102,17 +106,33 @@ def _certified_graph(folded: Network, *, classifier: bool) -> tuple[bytes, Repor
     """Return the graph's bytes and what is proved of *them*; a classifier with a bound gets the output ``certified_radius``."""
     output = LOGITS if classifier else PREDICTION
     content: bytes = to_onnx(folded, classifier=classifier).SerializeToString()
-    report = audit(content)
-    lipschitz = report.lipschitz[output]
-    if not classifier or lipschitz.bound is None:
+    report, proofs = certified(content)
+    lipschitz, proof = report.lipschitz[output], proofs.get(output)
+    if lipschitz.bound is None:
         return content, report, lipschitz, None
-    try:
-        certificate = Certificate(lipschitz.bound, error_bound(folded, {layer.name: layer.sigma_upper for layer in report.layers}))
-    except UnboundedError:
-        return content, report, lipschitz, None  # a bound of the exact function stands; a radius of the computed one cannot be proved
-    content = to_onnx(folded, classifier=True, certificate=certificate).SerializeToString()
-    report = audit(content)
-    return content, report, report.lipschitz[output], certificate
+    certificate = None
+    if classifier:
+        pairs = pairs_of(lipschitz.bound, math.prod(folded.output_shape))
+        try:
+            error = error_bound(folded, {layer.name: layer.sigma_upper for layer in report.layers})
+            certificate = Certificate(pairs if proof is None else np.minimum(pairs, proof.pairs), error)
+        except UnboundedError:
+            pass  # a bound of the exact function stands; a radius of the computed one cannot be proved
+    content = to_onnx(folded, classifier=classifier, certificate=certificate, metadata=_told(lipschitz, proof, output)).SerializeToString()
+    report = certified(content)[0]
+    stated = report.lipschitz[output].model_copy(update={"pairs": certificate is not None and proof is not None})
+    return content, report, stated, certificate
+
+
+def _told(lipschitz: Lipschitz, proof: Proof | None, output: str) -> dict[str, str]:
+    """Return what the file itself says of its bound, and the proof of it, for whoever audits it again."""
+    told = {
+        "lipschitz_bound": repr(lipschitz.bound),
+        "lipschitz_norm": lipschitz.norm,
+        "lipschitz_method": str(lipschitz.method),
+        "sensitivity": json.dumps(lipschitz.sensitivity),
+    }
+    return told if proof is None else told | {HINT + output: proof.encode()}
 
 
 def _some(samples: np.ndarray) -> np.ndarray:

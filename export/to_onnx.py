@@ -1,8 +1,7 @@
 """Write a folded network as an ONNX graph: plain weights, a free batch axis, and the certificate as an output of the graph itself."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from export.rounding import Affine
+from export import radius
+from export.radius import RADIUS, Certificate
 from specnorm_core.activations import FullSort, GroupSort
 from specnorm_core.architecture import Network
 
@@ -19,19 +19,11 @@ OPSET, WRAPPING_OPSET = 18, 19
 IR_VERSION = 10
 """ONNX Runtime 1.18 and later read it."""
 PAD_MODES = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}
-LOGITS, PREDICTION, RADIUS = "logits", "prediction", "certified_radius"
+LOGITS, PREDICTION = "logits", "prediction"
 
 
 class GraphError(ValueError):
     """A layer has no form in the graph; the sentence names it."""
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What the radius is computed from: the Lipschitz bound of the logits and the bound of their float32 error."""
-
-    lipschitz: float
-    error: Affine
 
 
 class Graph:
@@ -127,8 +119,12 @@ WRITERS: dict[type[nn.Module], Callable[[Graph, str, Any, tuple[int, ...]], str]
 }
 
 
-def to_onnx(folded: Network, *, classifier: bool, certificate: Certificate | None = None) -> onnx.ModelProto:
+def to_onnx(
+    folded: Network, *, classifier: bool, certificate: Certificate | None = None, metadata: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
     """Return the graph of ``folded``: ``input`` to ``logits`` (``prediction`` of a regressor), and ``certified_radius`` with a certificate.
+
+    ``metadata`` are texts that the file carries along.
 
     Raises:
         GraphError: a layer has no form in the graph.
@@ -150,51 +146,13 @@ def to_onnx(folded: Network, *, classifier: bool, certificate: Certificate | Non
     graph.node("Identity", [graph.at], output)
     outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", *x.shape[1:]])]
     if certificate is not None:
-        _radius(graph, certificate, math.prod(folded.input_shape))
+        radius.write(graph, certificate, math.prod(folded.input_shape), LOGITS)
         outputs.append(helper.make_tensor_value_info(RADIUS, TensorProto.FLOAT, ["batch"]))
     inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *folded.input_shape])]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "specnorm", inputs, outputs, graph.weights),
         opset_imports=[helper.make_opsetid("", graph.opset)], producer_name="specnorm", ir_version=IR_VERSION,
     )  # fmt: skip
+    helper.set_model_props(model, dict(metadata or {}))
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def coefficients(certificate: Certificate, entries: int) -> tuple[np.float32, np.float32, np.float32]:
-    """Return ``(c, k1, k0)`` of ``radius = max(0, c margin - k1 norm(x) - k0)``, each rounded towards a smaller radius.
-
-    Within the radius r no *served* answer has another class: a margin moves by at most ``sqrt(2) L`` per unit of input, and the computed
-    logits are off by at most ``err(x)`` here and ``err(x) + slope r`` there, each of which moves a margin by at most ``sqrt(2)`` of itself:
-    ``sqrt(2) (L + slope) r <= margin - 2 sqrt(2) err(x)``.
-    """
-    root = math.sqrt(2) * (1 + 2.0**-50)
-    slack = 1 + 2.0**-20  # the graph's own few float32 operations, and the rounding of these three numbers
-    divisor = root * (certificate.lipschitz + certificate.error.slope) * slack
-    norm_slack = slack * (1 + (entries + 4) * 2.0**-24)  # the computed norm of x may be too low by this
-    k1 = 2 * root * certificate.error.slope / divisor * slack * norm_slack
-    k0 = 2 * root * certificate.error.offset / divisor * slack
-    c = np.float32(1 / divisor / slack)
-    return np.float32(np.nextafter(c, np.float32(0))), _above(k1), _above(k0)
-
-
-def _above(value: float) -> np.float32:
-    return np.float32(np.nextafter(np.float32(value), np.float32(np.inf)))
-
-
-def _radius(graph: Graph, certificate: Certificate, entries: int) -> None:
-    """Add the nodes of ``certified_radius (B,)``."""
-    named = zip(("radius.c", "radius.k1", "radius.k0"), coefficients(certificate, entries), strict=True)
-    c, k1, k0 = (graph.weight(name, value) for name, value in named)
-    flat = _reshape(graph, "input", "radius.flat", [0, entries])
-    axis = graph.weight("radius.axis", np.array([1], dtype=np.int64))
-    norm = graph.node("ReduceL2", [flat, axis], "radius.norm", keepdims=0)
-    graph.weight("radius.two", np.array([2], dtype=np.int64))
-    graph.nodes.append(helper.make_node("TopK", [LOGITS, "radius.two"], ["radius.best", "radius.order"], name="radius.top", axis=1))
-    columns = [
-        graph.node("Gather", ["radius.best", graph.weight(f"radius.at{i}", np.array(i, dtype=np.int64))], f"radius.best{i}", axis=1)
-        for i in (0, 1)
-    ]
-    margin = graph.node("Mul", [graph.node("Sub", columns, "radius.margin"), c], "radius.scaled")
-    error = graph.node("Add", [graph.node("Mul", [norm, k1], "radius.relative"), k0], "radius.error")
-    graph.node("Max", [graph.node("Sub", [margin, error], "radius.signed"), graph.weight("radius.zero", np.float32(0))], RADIUS)

@@ -72,7 +72,7 @@ def check(manifest: bundle.Manifest, files: Mapping[str, bytes]) -> None:
     for name, expected in manifest.files.items():
         if bundle.digest(files.get(name, b"")) != expected:
             raise VerificationError(f"{name} is not the file that the manifest names: its sha256 differs")
-    report = audit(files[bundle.MODEL])
+    report = audit(files[bundle.MODEL], chain=True)
     actual = report.lipschitz[manifest.signature.outputs[0].name]
     if manifest.lipschitz.bound is not None and (actual.bound is None or actual.bound > manifest.lipschitz.bound):
         raise VerificationError(f"the manifest promises a Lipschitz bound of {manifest.lipschitz.bound}, the bytes prove {actual.bound}")

@@ -52,12 +52,14 @@ class Certificate:
     Args:
         bound: Lipschitz constant of the output.
         pairs: ``[i, j]``: that of the difference of the outputs i and j; 0 on the diagonal.
+        sensitivity: that of each output by itself.
         multipliers: ``t``.
         square: ``Q``.
     """
 
     bound: float
     pairs: Real
+    sensitivity: tuple[float, ...]
     multipliers: Real
     square: Real
 
@@ -241,7 +243,8 @@ def stated(form: Form, t: Real, Q: Real) -> Certificate:
     sums = diagonal[:, None] + diagonal[None]
     square = np.maximum(sums - 2 * Q, 0) + 8 * UNIT * (sums + 2 * np.abs(Q))
     pairs = np.nextafter(np.nextafter(np.sqrt(square), np.inf) * scale, np.inf) * (1 - np.eye(len(Q)))
-    return Certificate(up(up(math.sqrt(sigma_upper(Q))) * scale), pairs, t, Q)
+    alone = tuple(up(up(math.sqrt(q)) * scale) for q in diagonal.tolist())
+    return Certificate(up(up(math.sqrt(sigma_upper(Q))) * scale), pairs, alone, t, Q)
 
 
 def holds(form: Form, t: Real, Q: Real) -> bool:

@@ -152,6 +152,7 @@ def stated(value: Value, any_float: bool, found: Certificate | None = None) -> L
     if reason is not None or not math.isfinite(value.bound):
         return Lipschitz(bound=None, rigorous=False, method=None, reason=reason or "the bound is not finite")
     notes = "; ".join(value.notes) or None
-    if found is not None and found.bound < value.bound:
-        return Lipschitz(bound=found.bound, rigorous=not value.notes, method="chain", reason=notes)
-    return Lipschitz(bound=value.bound, rigorous=not value.notes, method="product" if value.chain else "graph", reason=notes)
+    bound = value.bound if found is None else min(value.bound, found.bound)
+    method = "chain" if bound < value.bound else "product" if value.chain else "graph"
+    sensitivity = () if found is None else tuple(min(bound, one) for one in found.sensitivity)
+    return Lipschitz(bound=bound, rigorous=not value.notes, method=method, reason=notes, sensitivity=sensitivity)

@@ -9,7 +9,8 @@ from export import verify
 from export.bundle import MODEL, Frozen, GradientMode, InputDomain
 from export.compare.trace import Point, look
 from export.pipeline import export_bundle
-from export.to_onnx import LOGITS, RADIUS
+from export.radius import RADIUS
+from export.to_onnx import LOGITS
 from specnorm_core.architecture import Architecture, build
 from specnorm_core.data import Dataset
 from specnorm_core.training import DivergedError, Fit, Hyperparameters
