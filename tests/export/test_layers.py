@@ -1,5 +1,6 @@
 """Every convolution through the whole export: the graph computes what the layer does, and its bound holds."""
 
+import copy
 import math
 
 import numpy as np
@@ -90,6 +91,22 @@ def test_the_norm_of_the_folded_layer_is_that_of_its_jacobian(name):
     assert type(conv) is {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}.get(layer.kind, nn.ConvTranspose2d)
     if layer.kind == "convtranspose2d" or getattr(layer, "padding_mode", "zeros") == "zeros":
         assert norm > 0.99
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_error_of_a_layer_is_that_of_its_absolute_map_and_as_many_terms_as_meet_in_an_output(name):
+    shape, layer = LAYERS[name]
+    folded, _ = fold(sn.build(Architecture(input_shape=shape, layers=(layer.model_copy(update={"bias": False}),)), seed=0))
+    absolute = copy.deepcopy(folded)[0].double()
+    with torch.no_grad():
+        absolute.weight.abs_()
+    jacobian = torch.autograd.functional.jacobian(lambda x: absolute(x[None])[0].flatten(), torch.zeros(shape, dtype=torch.float64))
+    norm = float(torch.linalg.matrix_norm(jacobian.flatten(1), 2))
+    terms = shape[0] // layer.groups * math.prod(layer.kernel)
+    assert int((jacobian.flatten(1) != 0).sum(dim=1).max()) <= terms
+    unit = 2.0**-24
+    expected = 2 * unit + (terms + 2) * unit * norm  # the two roundings of the normalisation pass through a layer of norm 1
+    assert expected <= error_bound(folded, {"0": 1.0}).slope <= expected * 1.05
 
 
 def test_a_matricised_transposed_convolution_is_folded_in_its_own_norm_and_bounded_by_the_true_one():
