@@ -78,9 +78,8 @@ def _tidy(axes: Any, *, x: str, y: str, title: str | None = None) -> None:
 
 
 def _head(figure: Any, found: Report, title: str, about: str | None = None) -> None:
-    seeds = len(found.subject.seeds)
-    band = f"line: mean, band: one standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    lines = textwrap.wrap(f"{about or found.title}; {band}", width=int(figure.get_figwidth() * 15.5))
+    band = "; mean and one standard deviation" if len(found.subject.seeds) > 1 else ""
+    lines = textwrap.wrap(f"{about or found.title}{band}", width=int(figure.get_figwidth() * 15.5))
     height = figure.get_figheight()
     figure.text(0.01, 1 - 0.08 / height, title, fontsize=12, fontweight="bold", va="top")
     figure.text(0.01, 1 - 0.32 / height, "\n".join(lines), fontsize=8, color="#555555", va="top")
@@ -114,7 +113,9 @@ def _certified(figure: Any, found: Report) -> bool:
     title = "Certified accuracy: right, and proved to stay so within the radius"
     if not _single(figure, found, curves, title=title, x=x, y="share of held-out rows"):
         return False
-    reached = np.flatnonzero(sum(shares.sum(axis=0) for _, shares in curves.values()))  # where there is anything to see
+    reached = np.flatnonzero(
+        np.max([shares.mean(axis=0) for _, shares in curves.values()], axis=0) > 0.005
+    )  # where there is anything to see
     figure.axes[0].set_xlim(0, found.subject.curve_radii[min(int(reached.max(initial=0)) + 1, len(found.subject.curve_radii) - 1)])
     return True
 
@@ -136,7 +137,7 @@ def _layers(figure: Any, found: Report, value: str, *, title: str, y: str, line:
             axes.axhline(line, color="#777777", linewidth=1, linestyle=":")
         _band(axes, _along(found, lambda point, name=name: getattr(point.layers[name], value)))  # type: ignore[misc]  # bound now
         _tidy(axes, x="epoch", y=y if index % columns == 0 else "", title=f"layer {name}, {found.subject.shapes[name]}")
-        axes.set_ylim(bottom=0)
+    panels.flat[0].set_ylim(bottom=0)  # shared, hence last: it ends the automatic scale of all panels
     for axes in panels.flat[len(names) :]:
         axes.set_visible(False)
     panels.flat[0].legend(title="gradient mode", frameon=False, fontsize=8, title_fontsize=8)
@@ -179,7 +180,7 @@ def _sweep(figure: Any, found: Report) -> bool:
     axes.set_xscale("log")
     _tidy(axes, x="learning rate", y="held-out accuracy")
     axes.legend(title="gradient mode", frameon=False)
-    _head(figure, found, "Held-out accuracy by learning rate", found.subject.title)
+    _head(figure, found, "Held-out accuracy by learning rate", f"{found.subject.title}, {len(found.subject.seeds)} seeds")
     return True
 
 
