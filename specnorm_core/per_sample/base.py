@@ -10,7 +10,7 @@ UNIT = 2.0**-53
 """Rounding of one operation in float64, in which all norms are computed."""
 
 CHUNK = 2**17
-"""Numbers in float64 that a rule holds at a time, beside one sample: 1 MiB, which a processor keeps in its cache."""
+"""Numbers in float64 that a rule reads at a time, if one sample has not more: 1 MiB, which a processor keeps in its cache."""
 
 
 def chunk(numbers: int) -> int:

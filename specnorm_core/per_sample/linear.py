@@ -1,6 +1,7 @@
 """Dense layers: ``nn.Linear`` and ``SpectralLinear``, on rows or on sequences of rows."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class SpectralDense(Linear):
         if x.dim() > 2:
             return super().weight_squares(layer, x, g)
         constants = constants_of(layer)
-        rows = chunk(4 * (x.shape[1] + g.shape[1]))
+        rows = chunk(x.shape[1] + g.shape[1])
         parts = zip(x.split(rows), g.split(rows), strict=True)
         if layer.gradient_mode == "simplified":
             found = [norm(some_x.double(), dim=1) * norm(some_g.double(), dim=1) for some_x, some_g in parts]
@@ -48,8 +49,7 @@ class SpectralDense(Linear):
 
     def weight_sum(self, layer: SpectralLinear, x: Tensor, g: Tensor, weights: Tensor) -> Tensor:
         """Return ``scale (G' X - Lam u v')`` with ``Lam = <G' X, W> / sigma``: a pass over the result instead of one more product."""
-        raw = self.total(layer, x, g * weights.view(-1, *[1] * (g.dim() - 1)))
-        raw = raw.mul_(scale_of(layer))
+        raw = self.total(layer, x, g * (weights * scale_of(layer)).to(g.dtype).view(-1, *[1] * (g.dim() - 1)))
         if layer.gradient_mode == "simplified":
             return raw
         u, v = layer.pair
@@ -69,10 +69,15 @@ class Constants:
     size: Tensor
     scale: Tensor
 
-    @property
+    @cached_property
+    def reach(self) -> Tensor:
+        """How much larger an error of W x can be in W x / sigma."""
+        return self.size.div(self.sigma.abs())
+
+    @cached_property
     def margin(self) -> Tensor:
         """An upper bound of the relative error of what follows in float64: of a sum, and again of what is divided by sigma."""
-        return self.size.div(self.sigma.abs()).add(1).square().mul(8 * (len(self.u) + len(self.v) + 8) * UNIT)
+        return self.reach.add(1).square().mul(8 * (len(self.u) + len(self.v) + 8) * UNIT)
 
 
 def constants_of(layer: SpectralLinear | SpectralEmbedding) -> Constants:
@@ -80,14 +85,17 @@ def constants_of(layer: SpectralLinear | SpectralEmbedding) -> Constants:
     u, v = (part.double() for part in layer.pair)
     length = norm(u) * norm(v)
     u, v = unit(u), unit(v)
-    images, squares = [], []
-    for rows in layer.weight.detach().split(chunk(len(v))):
-        wide = rows.double()
-        images.append(wide @ v)
-        squares.append(torch.dot(wide.view(-1), wide.view(-1)))
-    image = torch.cat(images)
+    weight = layer.weight.detach()
+    image = v.new_empty(len(weight))
+    some = chunk(len(v))
+    buffer = v.new_empty(min(some, len(weight)), len(v))
+    square = torch.zeros_like(length)
+    for rows, part in zip(weight.split(some), image.split(some), strict=True):
+        wide = buffer[: len(rows)].copy_(rows)
+        torch.mv(wide, v, out=part)
+        square += torch.dot(wide.view(-1), wide.view(-1))
     sigma = torch.dot(u, image)
-    return Constants(u, v, image, sigma, torch.stack(squares).sum().sqrt(), CONSTRAINTS[layer.constraint](sigma * length, layer.target))
+    return Constants(u, v, image, sigma, square.sqrt(), CONSTRAINTS[layer.constraint](sigma * length, layer.target))
 
 
 def split_norms(weight: Tensor, x: Tensor, g: Tensor, constants: Constants, within: Tensor | None) -> Tensor:
@@ -103,17 +111,18 @@ def split_norms(weight: Tensor, x: Tensor, g: Tensor, constants: Constants, with
     b = x @ constants.v
     across = torch.addr(x, b, constants.v, alpha=-1)
     far = norm(across, dim=1)
-    a, image = (g @ torch.stack([constants.u, constants.image], dim=1)).unbind(dim=1)
+    a, image = g @ constants.u, g @ constants.image
     beside = norm(torch.addr(g, a, constants.u, alpha=-1), dim=1)
     steep = norm(g, dim=1)
     kind = _type(weight)
     # At norm 1 / sigma: in the middle of the type's range, whatever the scale of W, x and g.
     step = torch.where(far > 0, 1 / (far * constants.sigma), 0.0)
-    moved = far * torch.einsum("bi,bi->b", g, ((across * step[:, None]).to(kind) @ weight.to(kind).T).double())
+    moved = far * (((across * step[:, None]).to(kind) @ weight.to(kind).T) * g).sum(dim=1)
     lam_rest = b * image / constants.sigma + moved
-    rest = (a * b - (lam_rest if within is None else lam_rest * within)).abs() + _product_error(weight, kind, constants) * steep * far
-    whole = (rest.square() + (b * beside).square() + (steep * far).square()).sqrt()
-    return whole.mul(1 + constants.margin).add(constants.margin * steep * (b.square() + far.square()).sqrt())
+    area = steep * far
+    rest = (a * b - (lam_rest if within is None else lam_rest * within)).abs() + _product_error(weight, kind, constants) * area
+    whole = (rest.square() + (b * beside).square() + area.square()).sqrt()
+    return whole.mul(1 + constants.margin).add(constants.margin * (area + steep * b.abs()))
 
 
 def _type(weight: Tensor) -> torch.dtype:
@@ -127,4 +136,4 @@ def _product_error(weight: Tensor, kind: torch.dtype, constants: Constants) -> T
     limits = torch.finfo(kind)
     roundings = (n + 2) * limits.eps / 2
     underflow = limits.tiny * (n * m**0.5 + n**0.5 * constants.size)
-    return constants.size.div(constants.sigma.abs()).mul(roundings / (1 - roundings)).add(underflow)
+    return constants.reach.mul(roundings / (1 - roundings)).add(underflow)
