@@ -17,7 +17,7 @@ from app.api.guard import Guard
 from app.api.imports import Imports
 from app.api.promotion import Promotion
 from app.db import connect
-from app.errors import SpecnormError
+from app.errors import SpecnormError, UnavailableError
 from app.inference.catalog import Catalog
 from app.jobs.admissions import Admissions
 from app.jobs.admitter import Admitter
@@ -52,11 +52,10 @@ def create_app(settings: Settings) -> ASGIApp:
     catalog = Catalog(registry, settings)
     promotion = Promotion(registry, catalog)
     imports = Imports(Admissions(database), registry.blobs, catalog, promotion)
-    api = _api(settings, judged_by, registry, catalog)
+    take_in = partial(imports.load, wait=settings.import_seconds, who="/v2/repository")
+    api = _api(settings, judged_by, registry, catalog, take_in)
     api.include_router(admin.router(registry, promotion, imports, Jobs(database)))
-    inference = v2.InferApp(
-        catalog, settings, version=VERSION, take_in=partial(imports.load, wait=settings.import_seconds, who="/v2/repository")
-    )
+    inference = v2.InferApp(catalog, settings, version=VERSION, take_in=take_in)
     guard = Guard(_Fork(inference, api), judged_by, settings)
     page = Metrics()
     page.add(guard.families)
@@ -93,7 +92,24 @@ class _Fork:
         await (self._inference if path == "/v2" or path.startswith("/v2/") else self._api)(scope, receive, send)
 
 
-def _api(settings: Settings, judged_by: Access, registry: Registry, catalog: Catalog) -> FastAPI:
+@asynccontextmanager
+async def _grpc(settings: Settings, judged_by: Access, catalog: Catalog, take_in: v2.TakeIn) -> AsyncIterator[None]:
+    """Serve gRPC too, where the settings name a port."""
+    if settings.grpc_port is None:
+        yield
+        return
+    try:
+        from app.api.grpc.server import start  # noqa: PLC0415  # an extra
+    except ImportError:
+        raise UnavailableError("SPECNORM_GRPC_PORT is set, but gRPC is not installed: install specnorm[grpc].") from None
+    server = await start(catalog, settings, judged_by, take_in, VERSION)
+    try:
+        yield
+    finally:
+        await server.stop(settings.drain_seconds)
+
+
+def _api(settings: Settings, judged_by: Access, registry: Registry, catalog: Catalog, take_in: v2.TakeIn) -> FastAPI:
     """Return every route but the inference protocol's; its lifespan is that of the whole service."""
     jobs = Jobs(registry.database)
     files = Files(registry.database, registry.blobs, max_bytes=settings.max_upload_bytes)
@@ -102,7 +118,8 @@ def _api(settings: Settings, judged_by: Access, registry: Registry, catalog: Cat
     async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
         await catalog.start()
         with _running(_tasks(settings, registry, catalog)) as tasks:
-            yield
+            async with _grpc(settings, judged_by, catalog, take_in):
+                yield
         await asyncio.gather(*tasks, return_exceptions=True)
         await catalog.close()
         registry.database.dispose()

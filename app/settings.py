@@ -18,6 +18,9 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to bind. Without keys it must be a loopback address.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to bind.")
+    grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Port of the protocol's gRPC side, on the same address; needs the extra `grpc`."
+    )
     worker: Literal["local", "none"] = Field(
         default="local", description="Where fine-tune jobs run: child processes of this service, or elsewhere (`specnorm worker`)."
     )

@@ -176,19 +176,15 @@ class InferApp:
 
     async def _config(self, call: Call) -> Reply:
         served = await self._catalog.get(call.model, call.version)
-        return _json(describe.config(served, max_batch_rows=self._settings.max_batch_rows))
+        return _json(describe.config(served))
 
     async def _statistics(self, call: Call) -> Reply:
         """Tell of one version, or of all of a model that were loaded, once it is sure that there are such."""
         await self._catalog.get(call.model, call.version)
-        return self._told(lambda model, version: model == call.model and call.version in (None, version))
+        return _json(describe.statistics(self._catalog, call.model, call.version))
 
     async def _all_statistics(self, call: Call) -> Reply:
-        return self._told(lambda model, version: True)
-
-    def _told(self, about: Callable[[str, str], bool]) -> Reply:
-        known = sorted(self._catalog.statistics().items())
-        return _json({"model_stats": [told.describe(*key, device=device) for key, (told, device) in known if about(*key)]})
+        return _json(describe.statistics(self._catalog))
 
     async def _index(self, call: Call) -> Reply:
         only_ready = (await self._document(call, self._settings.max_json_bytes)).get("ready", False)

@@ -35,6 +35,8 @@ def model_file(parameters: Any) -> bytes | None:
     name, value = next(iter(files.items()))
     if len(files) > 1 or not _FILE.fullmatch(name):
         raise InvalidRequestError(f"a load takes one file, named file:<version>/{MODEL}")
+    if type(value) is bytes and value:
+        return value  # as gRPC has it
     try:
         content = base64.b64decode(value, validate=True) if type(value) is str else b""
     except (binascii.Error, ValueError):

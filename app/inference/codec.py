@@ -91,11 +91,19 @@ class Codec:
         if json_bytes is not None and json_bytes > len(body):
             raise InvalidRequestError(f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes")
         document = _parse(body if json_bytes is None else memoryview(body)[:json_bytes])
+        return self.read(document, None if json_bytes is None else memoryview(body)[json_bytes:])
+
+    def read(self, document: dict[str, Any], raw: memoryview | None) -> Request:
+        """Return the request that the JSON object ``document`` is, the binary data of its inputs being ``raw``.
+
+        Raises:
+            InvalidRequestError: it is not a request to this version.
+        """
         identity = document.get("id")
         if identity is not None and type(identity) is not str:
             raise InvalidRequestError(f"expected id to be a string, got {kind(identity)}")
         parameters = read_parameters(document, "the request")
-        inputs = self._read_inputs(document, None if json_bytes is None else memoryview(body)[json_bytes:])
+        inputs = self._read_inputs(document, raw)
         return self._checked(inputs, self._read_wanted(document, parameters), identity, timeout(parameters))
 
     def _checked(self, inputs: dict[str, Array], wanted: tuple[Wanted, ...], identity: str | None, timeout: float | None) -> Request:
@@ -215,11 +223,17 @@ class Codec:
         return tuple(wanted.values())
 
     def encode(self, request: Request, outputs: Mapping[str, Array]) -> Encoded:
-        """Return the answer to ``request``, whose results are ``outputs``.
+        """Return the answer to ``request``, whose results are ``outputs``, as it goes over HTTP.
 
         Raises:
             InvalidRequestError: an output is asked for as JSON, which cannot say its values.
         """
+        answer, blobs = self.write(request, outputs)
+        text = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Encoded(b"".join((text, *blobs)), len(text)) if blobs else Encoded(text)
+
+    def write(self, request: Request, outputs: Mapping[str, Array]) -> tuple[dict[str, Any], list[bytes]]:
+        """Return the answer as a JSON object and the binary data of its outputs. Raises what :meth:`encode` raises."""
         tensors: list[dict[str, Any]] = []
         blobs: list[bytes] = []
         for tensor, binary, best in request.wanted:
@@ -236,8 +250,7 @@ class Codec:
         answer = {**self._head, "parameters": self._flagged if request.out_of_range else self._parameters, "outputs": tensors}
         if request.id is not None:
             answer["id"] = request.id
-        text = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-        return Encoded(b"".join((text, *blobs)), len(text)) if blobs else Encoded(text)
+        return answer, blobs
 
 
 def _parse(text: bytes | memoryview) -> dict[str, Any]:

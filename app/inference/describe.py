@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from app.inference.catalog import Catalog
 from app.inference.served import Served
 from export.bundle import Tensor
 
@@ -48,7 +49,17 @@ def metadata(served: Served, versions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def config(served: Served, *, max_batch_rows: int) -> dict[str, Any]:
+def statistics(catalog: Catalog, model: str | None = None, version: str | None = None) -> dict[str, Any]:
+    """Return the statistics of every version that was ever loaded, or of those that are asked for."""
+    known = sorted(catalog.statistics().items())
+    return {
+        "model_stats": [
+            told.describe(*key, device=device) for key, (told, device) in known if model in (None, key[0]) and version in (None, key[1])
+        ]
+    }
+
+
+def config(served: Served) -> dict[str, Any]:
     """Return the configuration of one version; dimensions are without the batch where requests are batched."""
     signature = served.manifest.signature
 
@@ -60,7 +71,7 @@ def config(served: Served, *, max_batch_rows: int) -> dict[str, Any]:
         "name": served.name,
         "platform": PLATFORM,
         "backend": BACKEND,
-        "max_batch_size": max_batch_rows if served.batched else 0,
+        "max_batch_size": served.max_batch_rows if served.batched else 0,
         "input": [entry(tensor) for tensor in signature.inputs],
         "output": [entry(tensor) for tensor in signature.outputs],
         **({"dynamic_batching": {}} if served.batched else {}),

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 from app.inference.batcher import Batcher
 from app.inference.codec import Codec, Encoded, Request, shares_runs
@@ -11,6 +12,8 @@ from app.inference.statistics import Statistics, Times
 from app.inference.tensors import Array
 from app.registry.artifact import Artifact
 from app.settings import Settings
+
+AnswerT = TypeVar("AnswerT")
 
 
 class Response(NamedTuple):
@@ -28,6 +31,7 @@ class Served:
         digest: sha256 of its ``model.onnx``.
         device: where it really runs, ``cpu`` or ``cuda``.
         batched: whether its requests share runs.
+        max_batch_rows: of how many rows at most.
         statistics: what it has done since the process started.
     """
 
@@ -40,6 +44,7 @@ class Served:
         self.statistics = statistics
         session = Session(artifact.model, artifact.manifest, settings)
         self.device = session.device
+        self.max_batch_rows = settings.max_batch_rows
         self.batched = shares_runs(artifact.manifest.signature)
         self._timeout = settings.request_timeout
         self._codec = Codec(name, version, artifact.manifest, max_rows=settings.queue_rows)
@@ -78,13 +83,21 @@ class Served:
 
     async def answer(self, body: bytes, json_bytes: int | None = None) -> tuple[Encoded, int]:
         """Do all of one request, bytes to bytes, and count it; returns the answer and its rows."""
+        return await self._counted(lambda: self._codec.decode(body, json_bytes), self._codec.encode)
+
+    async def answer_document(self, document: dict[str, Any], raw: memoryview | None) -> tuple[dict[str, Any], list[bytes]]:
+        """Do all of one request that comes as an object and the binary data of its inputs; the answer goes the same way."""
+        answer, _ = await self._counted(lambda: self._codec.read(document, raw), self._codec.write)
+        return answer
+
+    async def _counted(self, decode: Callable[[], Request], encode: Callable[[Request, dict[str, Array]], AnswerT]) -> tuple[AnswerT, int]:
         begun = time.perf_counter_ns()
         try:
-            request = self.decode(body, json_bytes)
+            request = decode()
             decoded = time.perf_counter_ns()
             response = await self.infer(request)
             computed = time.perf_counter_ns()
-            encoded = self._codec.encode(request, response.outputs)
+            encoded = encode(request, response.outputs)
         except BaseException:
             self.statistics.failed(time.perf_counter_ns() - begun)
             raise

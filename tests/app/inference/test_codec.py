@@ -166,7 +166,12 @@ def test_a_raw_body_is_the_one_row_of_the_one_input(models: Any, affine: Codec) 
     assert all(wanted.binary for wanted in decoded.wanted)
     free = codec(models.identity("INT32", -1, -1)).decode(np.arange(5, dtype=np.int32).tobytes(), 0)
     assert free.inputs["input"].shape == (1, 5)
-    for own, body in [(affine, b"\0" * 11), (affine, b""), (codec(models.two_inputs()), b""), (codec(models.identity("BYTES", -1, 2)), b"x")]:
+    for own, body in [
+        (affine, b"\0" * 11),
+        (affine, b""),
+        (codec(models.two_inputs()), b""),
+        (codec(models.identity("BYTES", -1, 2)), b"x"),
+    ]:
         with pytest.raises(InvalidRequestError):
             own.decode(body, 0)
 

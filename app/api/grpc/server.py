@@ -1,0 +1,220 @@
+"""The gRPC service: its methods, each a few lines on the catalog, and the statuses of what goes wrong."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+import grpc  # type: ignore[import-untyped]  # has no stubs here
+import grpc.aio  # type: ignore[import-untyped]  # as above
+from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]  # as above
+
+from app.api import health
+from app.api.errors import BUG, status_of
+from app.api.grpc.messages import CLASSES, HEALTH, SERVICE
+from app.api.grpc.translate import load_parameters, request, response
+from app.api.v2 import TakeIn
+from app.api.v2_load import model_file
+from app.errors import SpecnormError, UnavailableError
+from app.inference import describe
+from app.inference.catalog import Catalog
+from app.security import Access, authorise
+from app.settings import Settings
+
+Method = Callable[[Any], Awaitable[Any]]
+
+CODES: Final[dict[int, grpc.StatusCode]] = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    507: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+_OVERHEAD: Final = 1 << 20  # of a message around its tensors
+
+log = logging.getLogger("app.api")
+
+
+async def start(catalog: Catalog, settings: Settings, judged_by: Access, take_in: TakeIn, version: str) -> "grpc.aio.Server":
+    """Return the service, listening on the port of the settings.
+
+    Raises:
+        UnavailableError: the port cannot be bound.
+    """
+    most = settings.max_binary_bytes + _OVERHEAD
+    sizes = [("grpc.max_receive_message_length", most), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+    server = grpc.aio.server(options=sizes)
+    methods = Methods(catalog, take_in, version)
+    guarded = _Guarded(judged_by)
+    handlers = {
+        name: guarded.unary(name, "/v2/repository" if name.startswith("Repository") else "/v2", method)
+        for name, method in methods.all().items()
+    }
+    handlers["ModelStreamInfer"] = guarded.stream("ModelInfer", methods.infer)
+    for name in ("ServerLive", "ServerReady"):
+        handlers[name] = guarded.unary(name, "/v2/health", methods.all()[name])
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(SERVICE, handlers),
+            grpc.method_handlers_generic_handler(HEALTH, {"Check": guarded.unary("HealthCheck", "/v2/health", methods.check)}),
+        )
+    )
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        port = server.add_insecure_port(f"{host}:{settings.grpc_port}")
+    except RuntimeError:
+        raise UnavailableError(f"{host}:{settings.grpc_port} cannot be bound for gRPC: choose another SPECNORM_GRPC_PORT.") from None
+    await server.start()
+    log.info("gRPC at %s:%d", host, port)
+    return server
+
+
+class Methods:
+    """What each method answers; errors are the core's own."""
+
+    def __init__(self, catalog: Catalog, take_in: TakeIn, version: str) -> None:
+        self._catalog = catalog
+        self._take_in = take_in
+        self._version = version
+
+    def all(self) -> dict[str, Method]:
+        """Return the methods of one request and one answer, by their names in the protocol."""
+        return {
+            "ServerLive": self.live,
+            "ServerReady": self.ready,
+            "ServerMetadata": self.server,
+            "ModelReady": self.model_ready,
+            "ModelMetadata": self.metadata,
+            "ModelConfig": self.config,
+            "ModelStatistics": self.statistics,
+            "ModelInfer": self.infer,
+            "RepositoryIndex": self.index,
+            "RepositoryModelLoad": self.load,
+            "RepositoryModelUnload": self.unload,
+        }
+
+    async def live(self, _message: Any) -> Any:
+        """Tell that the process lives."""
+        return CLASSES["ServerLiveResponse"](live=True)
+
+    async def ready(self, _message: Any) -> Any:
+        """Tell whether every model that has a live version serves it."""
+        return CLASSES["ServerReadyResponse"](ready=self._catalog.ready)
+
+    async def check(self, _message: Any) -> Any:
+        """Tell the same to Kubernetes."""
+        try:
+            health.ready(self._catalog)
+        except UnavailableError:
+            return CLASSES["HealthCheckResponse"](status="NOT_SERVING")
+        return CLASSES["HealthCheckResponse"](status="SERVING")
+
+    async def server(self, _message: Any) -> Any:
+        """Return the metadata of the server."""
+        return CLASSES["ServerMetadataResponse"](**describe.server(self._version))
+
+    async def model_ready(self, message: Any) -> Any:
+        """Tell whether a version answers; an unknown one is an error."""
+        try:
+            await self._catalog.get(message.name, message.version or None)
+        except UnavailableError:
+            return CLASSES["ModelReadyResponse"](ready=False)
+        return CLASSES["ModelReadyResponse"](ready=True)
+
+    async def metadata(self, message: Any) -> Any:
+        """Return the metadata of a version."""
+        served = await self._catalog.get(message.name, message.version or None)
+        versions = [served.version] if message.version else await self._catalog.versions(message.name)
+        return _filled("ModelMetadataResponse", describe.metadata(served, versions))
+
+    async def config(self, message: Any) -> Any:
+        """Return the configuration of a version."""
+        served = await self._catalog.get(message.name, message.version or None)
+        return _filled("ModelConfigResponse", {"config": describe.config(served)})
+
+    async def statistics(self, message: Any) -> Any:
+        """Return the statistics of one model, or of all."""
+        if message.name:
+            await self._catalog.get(message.name, message.version or None)
+        known = describe.statistics(self._catalog, message.name or None, message.version or None)
+        return _filled("ModelStatisticsResponse", known)
+
+    async def infer(self, message: Any) -> Any:
+        """Answer one inference request."""
+        served = await self._catalog.get(message.model_name, message.model_version or None)
+        return response(*await served.answer_document(*request(message)))
+
+    async def index(self, message: Any) -> Any:
+        """Return the state of every version."""
+        states = [state for state in await self._catalog.states() if state.state == "READY" or not message.ready]
+        models = [{"name": one.model, "version": one.version, "state": one.state, "reason": one.reason} for one in states]
+        return _filled("RepositoryIndexResponse", {"models": models})
+
+    async def load(self, message: Any) -> Any:
+        """Read the promoted version again, or take in the file that comes along."""
+        content = model_file(load_parameters(message.parameters))
+        if content is None:
+            await self._catalog.reload(message.model_name)
+        else:
+            await self._take_in(message.model_name, content)
+        return CLASSES["RepositoryModelLoadResponse"]()
+
+    async def unload(self, message: Any) -> Any:
+        """Serve a model no more until it is loaded."""
+        await self._catalog.unload(message.model_name)
+        return CLASSES["RepositoryModelUnloadResponse"]()
+
+
+class _Guarded:
+    """Makes handlers of methods: keys are asked for first, and what goes wrong becomes a status."""
+
+    def __init__(self, judged_by: Access) -> None:
+        self._judged_by = judged_by
+
+    def unary(self, name: str, path: str, method: Method) -> Any:
+        async def handle(message: Any, context: Any) -> Any:
+            try:
+                self._judge(path, context)
+                return await method(message)
+            except Exception as error:
+                await context.abort(*_status(error))
+
+        return grpc.unary_unary_rpc_method_handler(
+            handle, CLASSES[f"{name}Request"].FromString, CLASSES[f"{name}Response"].SerializeToString
+        )
+
+    def stream(self, name: str, method: Method) -> Any:
+        kind = CLASSES["ModelStreamInferResponse"]
+
+        async def handle(messages: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+            try:
+                self._judge("/v2", context)
+            except SpecnormError as error:
+                await context.abort(*_status(error))
+            async for message in messages:
+                try:
+                    yield kind(infer_response=await method(message))
+                except Exception as error:
+                    yield kind(error_message=_status(error)[1], infer_response={"id": message.id})
+
+        return grpc.stream_stream_rpc_method_handler(handle, CLASSES[f"{name}Request"].FromString, kind.SerializeToString)
+
+    def _judge(self, path: str, context: Any) -> None:
+        """Ask for a key. Without keys only this machine can reach the port, and no page of a browser speaks gRPC to it."""
+        if self._judged_by.keys is not None:
+            headers = [(name.encode(), value.encode()) for name, value in context.invocation_metadata() if isinstance(value, str)]
+            authorise(self._judged_by, "POST", path, headers)
+
+
+def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
+    if isinstance(error, SpecnormError):
+        return CODES.get(status_of(error), grpc.StatusCode.INTERNAL), str(error)
+    log.error("unexpected %s", type(error).__name__, exc_info=error)
+    return grpc.StatusCode.INTERNAL, BUG
+
+
+def _filled(name: str, value: dict[str, Any]) -> Any:
+    return ParseDict(value, CLASSES[name](), ignore_unknown_fields=True)
