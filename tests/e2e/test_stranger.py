@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -223,3 +224,12 @@ def test_metrics_console_and_api_page_answer(url):
     assert "nv_inference_request_success" in httpx.get(f"{url}/metrics").text
     assert "<html" in httpx.get(f"{url}/").text
     assert "/v2/models/{model}/infer" in httpx.get(f"{url}/openapi.json").json()["paths"]
+
+
+def test_the_python_of_the_readme_runs_as_printed(url, capsys):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = [block for block in re.findall(r"^```python *\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if "127.0.0.1:8000" in block]
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block.replace("127.0.0.1:8000", url.removeprefix("http://")), "README.md", "exec"), {"__name__": "example"})
+    assert "succeeded digits:" in capsys.readouterr().out
