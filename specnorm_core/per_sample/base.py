@@ -37,7 +37,10 @@ class Rule(ABC):
 
     def bias_squares(self, layer: Any, g: Tensor) -> Tensor:
         """Return the squared norms of :meth:`bias_samples` in float64, rounded up."""
-        return squares_of_sums(self.bias_samples(layer, g.double()), self.bias_samples(layer, g.double().abs()), terms=g[0].numel())
+        g = g.double()
+        sums = self.bias_samples(layer, g)
+        sizes = sums if sums.numel() == g.numel() else self.bias_samples(layer, g.abs())
+        return squares_of_sums(sums, sizes, terms=g[0].numel())
 
     @abstractmethod
     def weight_squares(self, layer: Any, x: Tensor, g: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ def squares_of_sums(sums: Tensor, sizes: Tensor, *, terms: int) -> Tensor:
     Any order of summation errs by at most ``terms`` roundings of the sum of sizes; each term may have as many of its own.
     """
     margin = 8 * (terms + 8) * UNIT
-    return (sums.flatten(1).abs() + margin * sizes.flatten(1)).square().sum(dim=1).mul(1 + margin)
+    return (norm(sums.flatten(1), 1) + margin * norm(sizes.flatten(1), 1)).square().mul(1 + margin)
 
 
 def _sum(weights: Tensor, samples: Tensor) -> Tensor:

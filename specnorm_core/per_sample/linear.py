@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from specnorm_core.functional import CONSTRAINTS, unit
 from specnorm_core.layers import SpectralEmbedding, SpectralLinear
 from specnorm_core.per_sample.base import UNIT, chunk, norm
-from specnorm_core.per_sample.correction import active, scale_of
+from specnorm_core.per_sample.correction import active
 from specnorm_core.per_sample.products import Product
 
 
@@ -49,11 +49,13 @@ class SpectralDense(Linear):
 
     def weight_sum(self, layer: SpectralLinear, x: Tensor, g: Tensor, weights: Tensor) -> Tensor:
         """Return ``scale (G' X - Lam u v')`` with ``Lam = <G' X, W> / sigma``: a pass over the result instead of one more product."""
-        raw = self.total(layer, x, g * (weights * scale_of(layer)).to(g.dtype).view(-1, *[1] * (g.dim() - 1)))
+        sigma = layer.sigma()
+        scale = CONSTRAINTS[layer.constraint](sigma, layer.target)
+        raw = self.total(layer, x, g * (weights * scale).to(g.dtype).view(-1, *[1] * (g.dim() - 1)))
         if layer.gradient_mode == "simplified":
             return raw
         u, v = layer.pair
-        lam = torch.dot(raw.flatten(), layer.weight.detach().to(raw.dtype).flatten()) / layer.sigma()
+        lam = torch.dot(raw.flatten(), layer.weight.detach().to(raw.dtype).flatten()) / sigma
         within = active(layer)
         return raw.addr_((u * -(lam if within is None else lam * within)).to(raw.dtype), v.to(raw.dtype))
 
