@@ -16,6 +16,12 @@ GradientMode = Literal["full", "simplified"]
 Constraint = Literal["unit", "cap"]
 LinearMap = Callable[[Tensor], Tensor]
 Keep = Callable[[Tensor], None]
+Column = Callable[[Tensor, Tensor], Tensor]
+
+FEW = 64
+"""Rows are few where this many times their number is at most the width: copies of x and g are then small beside the weight."""
+CACHE = 2**21
+"""Entries beyond which a float32 matrix lies in memory, whose passes then are what costs."""
 
 GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {"full": lambda sigma: sigma, "simplified": torch.Tensor.detach}
 """How sigma enters the graph: as a function of the weight, or as a constant."""
@@ -86,8 +92,8 @@ def composite(y: Tensor, sigma: Tensor, bias: Tensor | None, *, mode: str, const
 class _FusedLinear(torch.autograd.Function):
     """``y = scale(s) x W' + b`` with ``s = u' W v``; backward in closed form (see ``specnorm_core.gradients``).
 
-    At batch 1 the time is that of the passes over W: this makes one more than the plain layer in each step, for ``W v``, which it hands
-    to ``keep``, so that the power iteration needs only ``W' u``.
+    In a small batch the time is that of the passes over W and its gradient. This makes one more than the plain layer, for ``W v``, which
+    it hands to ``keep``, so that the power iteration makes only one, for ``W' u``; the rank-one term rides along with the product.
     """
 
     @staticmethod
@@ -118,19 +124,19 @@ class _FusedLinear(torch.autograd.Function):
             return *_FusedLinear.differentiable_backward(ctx, g), *[None] * 6
         x, weight, u, v, sigma, scale = ctx.saved_tensors
         mode, constraint, target = ctx.options
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-        g_rows = g if g.ndim == 2 else g.reshape(-1, g.shape[-1])
-        dw = _weight_gradient(g_rows, rows, scale) if needs_weight else None
-        dx = torch.mm(g_rows, weight).mul_(scale) if needs_x else None
-        db = g_rows.sum(dim=0) if needs_bias else None
-        if dw is not None and mode == "full":
-            # lam = <g, y_hat> = <dL/dx, x> = <dL/dW simplified, W> needs nothing of the forward pass and no bias bookkeeping.
-            one, other = (dw, weight) if dx is None or dw.numel() < dx.numel() else (dx, rows)
+        g = g if g.ndim == 2 else g.reshape(-1, g.shape[-1])
+        db = g.sum(dim=0) if ctx.needs_input_grad[2] else None
+
+        def column(one: Tensor, other: Tensor) -> Tensor:
+            """Return ``-lam u / s``; lam = <g, y_hat> = <dL/dx, x> = <dL/dW simplified, W> needs no y and no bias bookkeeping."""
             lam = torch.dot(one.reshape(-1), other.reshape(-1)) / sigma
-            if constraint == "cap":
-                lam = torch.where(sigma > target, lam, torch.zeros_like(lam))
-            dw.addmm_((u * lam)[:, None], v[None], alpha=-1)  # faster than addr_
+            part: Tensor = u * (torch.where(sigma > target, -lam, torch.zeros_like(lam)) if constraint == "cap" else -lam)
+            return part
+
+        products = _few_rows if len(rows) * FEW <= weight.shape[1] else _many_rows
+        exact = column if mode == "full" else None
+        dx, dw = products(g, rows, weight, scale=scale, v=v, column=exact, needs=ctx.needs_input_grad[:2])
         return None if dx is None else dx.view(x.shape), dw, db, *[None] * 6
 
     @staticmethod
@@ -148,12 +154,49 @@ class _FusedLinear(torch.autograd.Function):
         return dx, dw, g.reshape(-1, g.shape[-1]).sum(dim=0) if needs_bias else None
 
 
-def _weight_gradient(g: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """Return ``scale G' X``, ``(m, n)``; the factor goes to the smaller of G and the product. One row is an outer product."""
-    if len(x) > x.shape[1]:
-        return torch.mm(g.T, x).mul_(scale)
-    g = (g * scale).T
-    return g * x if len(x) == 1 else torch.mm(g, x)
+def _few_rows(
+    g: Tensor, x: Tensor, weight: Tensor, *, scale: Tensor, v: Tensor, column: Column | None, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return ``dL/dx, dL/dW`` where needed: ``scale G W`` and ``scale G' X + column v'``, the last term riding along with the product."""
+    needs_x, needs_weight = needs
+    g = g * scale
+    if not (needs_weight and column):
+        dw = None if not needs_weight else g.T * x if len(x) == 1 else torch.mm(g.T, x)
+        return torch.mm(g, weight) if needs_x else None, dw
+    dx = torch.mm(g, weight)
+    u = column(dx, x)
+    if len(x) == 1:
+        dw = _outer_products(g[0], x[0], u, v)
+    else:
+        g, x = torch.cat([g, u[None]]), torch.cat([x, v[None]])
+        dw = torch.mm(g.T, x)
+    return dx if needs_x else None, dw
+
+
+def _many_rows(
+    g: Tensor, x: Tensor, weight: Tensor, *, scale: Tensor, v: Tensor, column: Column | None, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return what :func:`_few_rows` does, in the memory of the plain layer: a scaled copy of G is gone before ``dL/dx`` is there."""
+    needs_x, needs_weight = needs
+    dx = dw = None
+    if needs_weight:
+        dw = torch.mm((g * scale).T, x) if g.numel() < weight.numel() else torch.mm(g.T, x).mul_(scale)
+    if needs_x:
+        dx = torch.mm(g, weight).mul_(scale)
+    if dw is not None and column:
+        smaller = (dw, weight) if dx is None or dw.numel() < dx.numel() else (dx, x)
+        dw.addmm_(column(*smaller)[:, None], v[None])
+    return dx, dw
+
+
+def _outer_products(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """Return ``a x' + b y'``, ``(m, n)``, in as few passes over it as there is a way to."""
+    if x.device.type == "cpu" and x.dtype == torch.float32 and len(a) * len(x) > CACHE:
+        # Row i is the sum of x and y with weights a_i and b_i: out of cache, the one operation that gets there in a single pass.
+        bags, weights = torch.arange(2).expand(len(a), 2), torch.stack([a, b], dim=1)
+        sums: Tensor = F.embedding_bag(bags, torch.stack([x, y]), per_sample_weights=weights, mode="sum")
+        return sums
+    return (a[:, None] * x).addmm_(b[:, None], y[None])  # faster than addr_, and than a product of two rows
 
 
 def linear(
