@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from export.audit.node import Node
 from export.audit.values import Array, Dim, Value
@@ -153,7 +154,13 @@ def cut(node: Node) -> Sizes:
     return tuple(x.sizes[int(i)] for i in node.run({0: place})[0]), False
 
 
+def cast(node: Node) -> Sizes:
+    """Cast to 32 or 64 bits of integer."""
+    return kept(None)(node) if int(node.attribute("to", 0)) in {TensorProto.INT32, TensorProto.INT64} else None
+
+
 SIZE_RULES: dict[str, Callable[[Node], Sizes]] = {
+    "Cast": cast,
     "Concat": joined,
     "Gather": chosen,
     "Identity": kept(None),

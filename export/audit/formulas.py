@@ -46,7 +46,7 @@ def constant(number: float) -> Term:
 
 def negative(a: Term) -> Term:
     """Return ``-a``."""
-    return Term("mul", (constant(-1.0), a))
+    return constant(-a.number) if a.op == "constant" else Term("mul", (constant(-1.0), a))
 
 
 def reciprocal(a: Term) -> Term:
@@ -150,31 +150,31 @@ TAILS: dict[str, Callable[[Term, list[Tail]], Tail]] = {
     "sigmoid": lambda term, parts: tails.sigmoid_tail(parts[0]),
     "softplus": lambda term, parts: tails.softplus_tail(parts[0]),
     "sqrt": lambda term, parts: tails.sqrt_tail(parts[0]),
-    "step": lambda term, parts: tails.larger(parts[2], tails.constant(parts[2].start, term.number)),
 }
 
 
 def both(term: Term, x: Interval) -> Dual:
     """Return values and slopes of a term on each cell of ``x``."""
-    return evaluated(term, {X: (x, Interval(np.ones_like(x.low), np.ones_like(x.low)))})
+    return evaluated(term, {0.0: (x, Interval(np.ones_like(x.low), np.ones_like(x.low)))})
 
 
 def over(term: Term, variables: Sequence[Interval]) -> Interval:
     """Return the values of a term of several variables, ``Term("x", number=1)`` and so on."""
-    known: dict[Term, Dual] = {Term("x", number=float(i + 1)): (x, Interval.of(0.0)) for i, x in enumerate(variables)}
-    return evaluated(term, known)[0]
+    return evaluated(term, {float(i + 1): (x, Interval.of(0.0)) for i, x in enumerate(variables)})[0]
 
 
-def evaluated(term: Term, done: dict[Term, Dual]) -> Dual:
+def evaluated(term: Term, variables: dict[float, Dual]) -> Dual:
     """Return values and slopes of a term, those of its variables known."""
+    done: dict[int, Dual] = {}
 
     def of(part: Term) -> Dual:
-        if part not in done:
-            if part.op == "constant":
-                done[part] = Interval.of(part.number), Interval.of(0.0)
-            else:
-                done[part] = DUALS[part.op](part, [of(inner) for inner in part.parts])
-        return done[part]
+        if part.op == "x":
+            return variables[part.number]
+        if part.op == "constant":
+            return Interval.of(part.number), Interval.of(0.0)
+        if id(part) not in done:
+            done[id(part)] = DUALS[part.op](part, [of(inner) for inner in part.parts])
+        return done[id(part)]
 
     return of(term)
 
@@ -185,19 +185,20 @@ def tail(term: Term, start: float, sign: int) -> Tail:
     Raises:
         UnboundedError: it is no polynomial plus what dies away, from there on.
     """
-    done = {X: tails.variable(start, sign)}
+    done: dict[int, Tail] = {}
 
     def of(part: Term) -> Tail:
-        if part not in done:
-            if part.op == "constant":
-                done[part] = tails.constant(start, part.number)
-            elif part.op == "step":
-                if abs(part.number) >= start:
-                    raise UnboundedError
-                done[part] = of(part.parts[1 if sign > 0 else 0])
-            else:
-                done[part] = TAILS[part.op](part, [of(inner) for inner in part.parts])
-        return done[part]
+        if part.op == "x":
+            return tails.variable(start, sign)
+        if part.op == "constant":
+            return tails.constant(start, part.number)
+        if part.op == "step":
+            if abs(part.number) >= start:
+                raise UnboundedError
+            return of(part.parts[1 if sign > 0 else 0])
+        if id(part) not in done:
+            done[id(part)] = TAILS[part.op](part, [of(inner) for inner in part.parts])
+        return done[id(part)]
 
     return of(term)
 

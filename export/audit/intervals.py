@@ -39,7 +39,12 @@ class Interval:
 
     def __mul__(self, other: "Interval") -> "Interval":
         corners = [times(a, b) for a in (self.low, self.high) for b in (other.low, other.high)]
-        return outward(np.minimum.reduce(corners), np.maximum.reduce(corners), 2.0**-52)
+        low, high = np.minimum.reduce(corners), np.maximum.reduce(corners)
+        return Interval(low, high) if self.is_sign() or other.is_sign() else outward(low, high, 2.0**-52)
+
+    def is_sign(self) -> bool:
+        """Say whether it is 1 or -1, which multiplies without rounding."""
+        return bool(np.all((np.abs(self.low) == 1) & (self.low == self.high)))
 
     def union(self, other: "Interval") -> "Interval":
         """Return the smallest interval that holds both."""

@@ -21,6 +21,8 @@ def move(node: Node) -> list[Value]:
     x = node.input()
     if node.op == "Gather" and x.constant is not None and x.constant.ndim == 2 and x.floating:
         measure_matrix(node, x.constant, transposed=True, kind="embedding")
+    if node.op == "Reshape" and node.input(1).constant is None:
+        return [elsewhere(node, x)]
     rows = x.rows and KEEPS_ROWS[node.op](node, x)
     repeats = gather_repeats(node) if node.op == "Gather" else 1
     source = x.traced() if rows else None
@@ -38,6 +40,15 @@ def move(node: Node) -> list[Value]:
         replace(x, name=name, shape=moved_shape(node, x, place), bound=bound, rows=rows, coordinates=None)
         for place, name in enumerate(node.proto.output)
     ]
+
+
+def elsewhere(node: Node, x: Value) -> Value:
+    """Return a tensor in another shape that is only partly known: the same numbers."""
+    target = node.input(1)
+    if not target.fixed:
+        raise NoBoundError("its shape depends on the input")
+    whole = target.sizes is not None and all(isinstance(d, str) or d > 0 for d in target.sizes)
+    return Value(node.proto.output[0], target.sizes if whole else None, bound=x.bound, chain=x.chain)
 
 
 def identity(node: Node) -> list[Value]:
