@@ -2,16 +2,30 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from export.audit import AuditError, Report, audit
+from export.audit.html import page
+from export.audit.report import Bounds
+from export.audit.search import searched, with_search
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the audit of a file; 0 where the model can be read, 1 where not."""
     options = parser().parse_args(arguments)
     try:
-        report = audit(options.model.read_bytes(), dict(options.input_shape))
+        content = options.model.read_bytes()
+        with progress() as step:
+            report = audit(content, dict(options.input_shape), chain=True, progress=step)
+        if options.search:
+            report = with_search(report, searched(content, report))
+        if options.html is not None:
+            options.html.write_text(page(report, options.model.name), encoding="utf-8")
     except (AuditError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -19,11 +33,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+@contextmanager
+def progress() -> Iterator[Callable[[int, int, str], None]]:
+    """Yield what tells how far the walk is: a bar on a terminal's stderr, nothing anywhere else."""
+    columns = (TextColumn("auditing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, about: bar.update(task, completed=done, total=total, description=about)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     command = argparse.ArgumentParser(prog="python -m export.audit", description=__doc__)
     command.add_argument("model", type=Path, help="an ONNX file")
     command.add_argument("--json", action="store_true", help="print the whole report as JSON")
+    command.add_argument("--html", type=Path, metavar="FILE", help="also write the report as one page")
+    command.add_argument(
+        "--search",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run the model in search of inputs whose outputs lie far apart",
+    )
     command.add_argument(
         "--input-shape", type=input_shape, action="append", default=[], metavar="NAME:1,3,32,32", help="shape of an input; -1 = free"
     )
@@ -54,6 +84,8 @@ def as_text(report: Report) -> str:
     for name, found in report.lipschitz.items():
         number = f"at most {found.bound:.9g} ({found.method})" if found.bound is not None else f"no bound: {found.reason}"
         lines.append(f"L2 Lipschitz constant of {name!r}: {number}")
+        beside = [f"{key} {value:.6g}" for key, value in report.bounds.get(name, Bounds()).model_dump().items() if value is not None]
+        lines += ["  " + ", ".join(beside)] if beside else []
     lines.append(f"rows independent: {'proved' if report.rows_independent else 'not proved'}")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """The walk: every node once, in order; what is known of its inputs gives what is known of its outputs."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import onnx
@@ -29,22 +29,33 @@ HINT = "specnorm.certificate."
 """Metadata of a file under this and the name of an output may hold a certificate, which spares the search for it."""
 
 
-def audit(model: bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None, *, chain: bool = False) -> Report:
+def audit(
+    model: bytes | onnx.ModelProto,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    chain: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Report:
     """Return the norms of the linear layers of ``model`` and an L2 Lipschitz bound of each output, or the operators that prevent one.
 
     Args:
         model: the content of an ONNX file, or the model itself.
         input_shapes: shapes that take the place of those in the file, by input; -1 = free.
         chain: also look for the tighter certificate of `export.audit.chain`, and state its bound where it is the least.
+        progress: called after every node with how many are done, how many there are, and the node's name.
 
     Raises:
         AuditError: the content is no ONNX model, keeps weights in other files, or names an input that it does not have.
     """
-    return certified(model, input_shapes, chain=chain)[0]
+    return certified(model, input_shapes, chain=chain, progress=progress)[0]
 
 
 def certified(
-    model: bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None, *, chain: bool = True
+    model: bytes | onnx.ModelProto,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    chain: bool = True,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Report, dict[str, Certificate]]:
     """Return what `audit` does, and what is proved of each output by the quadratic certificate of `chain`, where anything is."""
     graph, opset, hints = opened(model)
@@ -56,7 +67,9 @@ def certified(
     values: dict[str, Value] = {**weights, **started(inputs, input_shapes or {})}
     layers: list[AuditedLayer] = []
     relations = Relations()
-    for node, produced in walked(graph.node, values, opset):
+    for done, (node, produced) in enumerate(walked(graph.node, values, opset), start=1):
+        if progress is not None:
+            progress(done, max(done, len(graph.node)), node.place)
         layers += node.layers
         if chain:
             follow(relations, node, produced)
