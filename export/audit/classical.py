@@ -50,7 +50,7 @@ def classifier(node: Node) -> list[Value]:
 
 
 def regressor(node: Node) -> Value:
-    """LinearRegressor."""
+    """LinearRegressor: a matrix."""
     x, matrix = coefficients(node)
     measured = layer(node, "linear", matrix.shape, *matrix_norms(matrix))
     if node.attribute("post_transform", b"NONE") != b"NONE":

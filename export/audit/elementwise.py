@@ -61,7 +61,7 @@ COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEq
 
 
 def slope(node: Node) -> Value:
-    """Apply an operator of `SLOPES`: the bound grows by its slope, entry by entry."""
+    """Entrywise: the bound grows by the largest slope."""
     x = node.input()
     for value in node.inputs[1:]:
         if value is not None and value.constant is None:

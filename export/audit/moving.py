@@ -14,7 +14,7 @@ from export.audit.values import MOST_COORDINATES, Array, Coordinates, Dim, NoBou
 
 
 def move(node: Node) -> list[Value]:
-    """Apply an operator that only moves or leaves out entries of its first input, and may repeat them (Gather).
+    """Entries are moved or left out; a Gather may repeat them, and counts the root of the most repeats.
 
     Where rows are kept, the operator is run on the numbers of the entries, so that later operators know where each came from.
     """

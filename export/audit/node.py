@@ -14,6 +14,8 @@ from export.audit.report import AuditedLayer
 from export.audit.values import Array, NoBoundError, Value
 
 STANDARD, LEARNING = ("", "ai.onnx"), "ai.onnx.ml"
+IMPLEMENTED = {"DequantizeLinear": 19, "QuantizeLinear": 19}
+"""The first version that the reference implementation of ONNX computes, of operators whose earlier ones are the same on fewer types."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Node:
         inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in arrays.items()]
         outputs = [onnx.ValueInfoProto(name=name) for name in self.proto.output if name]
         model = helper.make_model(
-            helper.make_graph([self.proto], "one", inputs, outputs), opset_imports=[helper.make_opsetid("", self.opset)]
+            helper.make_graph([self.proto], "one", inputs, outputs),
+            opset_imports=[helper.make_opsetid("", max(self.opset, IMPLEMENTED.get(self.op, 0)))],
         )
         try:
             with np.errstate(all="ignore"):

@@ -59,7 +59,7 @@ def pooled(node: Node, factor: float) -> list[Value]:
 
 
 def max_pool(node: Node) -> list[Value]:
-    """MaxPool: each output moves by no more than the largest move in its window."""
+    """MaxPool: root of the number of windows that share an entry, ``prod ceil(k / (s / gcd(s, d)))``."""
     return pooled(node, overlap(node))
 
 
@@ -129,7 +129,7 @@ def sum_factor(sizes: Sequence[Dim]) -> float:
 
 
 def one(sizes: Sequence[Dim]) -> float:
-    """Return 1."""
+    """Return 1: no entry counts more than once."""
     return 1.0
 
 

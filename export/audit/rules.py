@@ -24,7 +24,7 @@ def cast(node: Node) -> Value:
 
 
 def jump(node: Node) -> Value:
-    """An entrywise operator without a bound, which still keeps rows apart."""
+    """Entrywise without a bounded slope: only as a part of a formula, or between limits, there is a bound."""
     values = [value for value in node.inputs if value is not None]
     raise NoBoundError("its slope is not bounded", rows=elementwise.rows_of(*values))
 

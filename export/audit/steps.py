@@ -35,8 +35,9 @@ def walked(nodes: Iterable[onnx.NodeProto], values: dict[str, Value], opset: int
     folded = 0
     for node in opened(nodes, values, opset, {}):
         produced = visit(node)
-        folded += sum(value.constant.size for value in produced if value.constant is not None)
-        if folded > MOST_FOLDED:
+        made = sum(value.constant.size for value in produced if value.constant is not None)
+        folded += made
+        if made and folded > MOST_FOLDED:
             cause = f"{node.place}: the constants of the graph would hold more than {MOST_FOLDED} numbers"
             produced = [Value(value.name, value.shape, bound=math.inf, causes=(cause,)) for value in produced]
         add(produced, values)
