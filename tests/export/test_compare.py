@@ -102,6 +102,30 @@ def test_steps_are_done_in_turn_and_each_is_timed(digits: Dataset) -> None:
     assert all(run.result is None and run.failure is None for run in pair.runs())
 
 
+def test_a_run_that_training_gives_up_is_kept_with_the_reason(digits: Dataset) -> None:
+    pair = Pair(ARCHITECTURE, digits, OPTIONS.model_copy(update={"learning_rate": 1e30}), points=1)
+    steps = [*pair]
+    pair.finish(RADII, RADII, InputDomain())
+    assert len(steps) < pair.steps
+    for run in pair.runs():
+        assert run.failure is not None
+        assert "try a learning_rate below" in run.failure
+        assert run.result is None
+        assert [point.step for point in run.trace] == [0]
+
+
+def test_a_run_goes_on_to_its_end_when_the_other_of_its_pair_has_failed(digits: Dataset) -> None:
+    pair = Pair(ARCHITECTURE, digits, OPTIONS, points=1)
+    for step in pair:
+        if step == 3:
+            pair.sides[1].failure = "it failed"
+    pair.finish(RADII, RADII, InputDomain())
+    full, simplified = pair.runs()
+    assert (len(full.seconds), len(simplified.seconds)) == (pair.steps, 3)
+    assert full.result is not None
+    assert (simplified.result, simplified.failure) == (None, "it failed")
+
+
 def _through_svd(model: Network, batch: Dataset, *, constant: bool) -> list[torch.Tensor]:
     """The gradient of the loss in float64, sigma taken from an SVD that is differentiated, or held constant."""
     weights = [layer.weight.detach().double().requires_grad_() for layer in spectral_layers(model).values()]
