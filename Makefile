@@ -38,10 +38,12 @@ bench:  ## Requests per second over HTTP, the cost of the layers and of the boun
 	$(BIN)/python bench/infer.py $(ARGS)
 	$(BIN)/python bench/layers.py
 	$(BIN)/python bench/bounds.py
+	$(BIN)/python bench/audit_soundness.py
 
 docs:  ## Write the reference pages that the code itself tells
 	$(SETUP) .venv cpu,train
 	$(BIN)/python docs/reference.py
+	$(BIN)/python docs/audit.py
 
 test-clients:  ## The stock clients of both protocols against a real server
 	$(SETUP) .venv cpu,train,test
