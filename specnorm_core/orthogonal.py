@@ -88,10 +88,10 @@ class OrthogonalLinear(SpectralLinear):
 
     @torch.no_grad()
     def advance(self, steps: int = 1) -> Self:
-        """Replace the weight by its orthonormal polar factor, and step the power iteration."""
-        weight = self._wide()
+        """Replace the weight by its orthonormal polar factor, and step the power iteration; more ``steps`` come closer in both."""
+        weight, retractions = self._wide(), max(RETRACTION, min(steps, self.iterations))
         # A step can be large and in a direction that (u, v) know nothing of: this takes a norm that is no estimate.
-        self.weight.copy_(bjorck(weight / torch.clamp(_norm_above(weight) / LARGEST, min=1.0), RETRACTION))
+        self.weight.copy_(bjorck(weight / torch.clamp(_norm_above(weight) / LARGEST, min=1.0), retractions))
         self.refresh(steps)
         self._exact = True
         return self

@@ -43,7 +43,7 @@ def exported(activation, dense=Orthogonal):
 @pytest.mark.parametrize("activation", BOUNDED.values(), ids=BOUNDED)
 def test_the_bound_of_every_exact_activation_is_proved_to_be_at_most_one(activation):
     model, x, manifest, files = exported(activation)
-    assert 0.999 < manifest.lipschitz.bound <= 1
+    assert 0.8 < manifest.lipschitz.bound <= 1  # below 1 where the certificate through the chain beats the product
     assert manifest.signature.rows_independent
     served = verify.run(files["model.onnx"], x)
     folded, _ = fold(model)
@@ -74,7 +74,7 @@ def test_the_product_of_a_slope_counts_as_an_error_of_its_own():
 @pytest.mark.parametrize("name", sorted(CURVES))
 def test_a_curve_has_a_bound_of_the_function_and_no_certified_radius(name):
     model, x, manifest, files = exported(ACTIVATIONS[name])
-    assert 0.999 < manifest.lipschitz.bound <= 1
+    assert 0.8 < manifest.lipschitz.bound <= 1  # below 1 where the certificate through the chain beats the product
     assert [output.name for output in manifest.signature.outputs] == ["logits"]
     assert set(verify.run(files["model.onnx"], x)) == {"logits"}
     folded, layers = fold(model)
@@ -87,7 +87,7 @@ def test_every_activation_that_an_architecture_offers_has_a_form_for_images_too(
     spec = Architecture(input_shape=(2, 5, 5), layers=(Conv2d(channels=6), ACTIVATIONS[name], Flatten(), Orthogonal(features=3)), scale=0.5)
     assert Architecture.model_validate_json(spec.model_dump_json()) == spec
     manifest, _ = export_bundle(skewed(spec), spec, labels=LABELS)
-    assert 0.45 < manifest.lipschitz.bound <= 0.5
+    assert 0.3 < manifest.lipschitz.bound <= 0.5
     assert ("certified_radius" in {output.name for output in manifest.signature.outputs}) == (name not in CURVES)
 
 
