@@ -3,9 +3,10 @@
 Everything that a client may get wrong ends in `{"error": "<sentence>"}`, and on a connection that stays usable.
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -27,6 +28,7 @@ __all__ = ["InferApp", "openapi"]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 Authorise = Callable[[Iterable[tuple[bytes, bytes]], str, str], object]
+AnswerT = TypeVar("AnswerT")
 TakeIn = Callable[[str, bytes], Awaitable[None]]
 
 _JSON: Final[Headers] = ((b"content-type", b"application/json"),)
@@ -145,7 +147,8 @@ class InferApp:
             if how.json_bytes is not None and how.json_bytes > self._settings.max_json_bytes:
                 raise TooLargeError(f"The JSON part has {how.json_bytes} bytes, and {self._settings.max_json_bytes} is the limit.")
             body = await read(call.receive, how, limit=limit, seconds=self._settings.request_timeout)
-            encoded, rows = await served.answer(body, how.json_bytes)
+            answer = served.answer(body, how.json_bytes)
+            encoded, rows = await (answer if served.quick else _while_there(answer, call.receive))
             code = 200
             return await _framed(encoded.body, encoded.json_bytes, how)
         except Exception as error:
@@ -220,6 +223,23 @@ class InferApp:
         if type(document) is not dict:
             raise InvalidRequestError("expected the body to be empty or a JSON object")
         return document
+
+
+async def _while_there(answer: Coroutine[Any, Any, AnswerT], receive: Receive) -> AnswerT:
+    """Return the answer, or cancel the work for it when the client goes away.
+
+    Raises:
+        ClientDisconnect: it did.
+    """
+    work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        for task in (work, gone):
+            task.cancel()
 
 
 def _code(error: Exception) -> int:

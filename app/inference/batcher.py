@@ -93,7 +93,19 @@ class Batcher:
             self._wake(loop, deadline)
         else:
             self._schedule(loop)
-        return await waiting.future
+        try:
+            return await waiting.future
+        except asyncio.CancelledError:
+            self._leave(waiting)
+            raise
+
+    def _leave(self, waiting: Waiting) -> None:
+        """Give up the place of a request whose caller has gone; a run that nobody waits for any more is ended."""
+        if waiting in self._queue:
+            self._queue.remove(waiting)
+            self._rows -= waiting.rows
+        elif self._stop and all(one.future.done() for one in self._running):
+            self._stop()
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._flushing:

@@ -46,6 +46,7 @@ class Served:
         self.device = session.device
         self.max_batch_rows = settings.max_batch_rows
         self.batched = shares_runs(artifact.manifest.signature)
+        self._quick = session.quick(1)
         self._timeout = settings.request_timeout
         self._codec = Codec(name, version, artifact.manifest, max_rows=settings.queue_rows)
         self._batcher = Batcher(
@@ -65,6 +66,11 @@ class Served:
     def waiting(self) -> int:
         """How many requests wait for a run."""
         return self._batcher.waiting
+
+    @property
+    def quick(self) -> bool:
+        """Whether a run of one row is so short that nobody need ask meanwhile if its caller is still there."""
+        return self._quick
 
     def decode(self, body: bytes, json_bytes: int | None = None) -> Request:
         """Return the request in ``body``; see :meth:`Codec.decode`."""

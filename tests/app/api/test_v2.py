@@ -313,6 +313,20 @@ def test_past_the_queue_is_429_and_the_admitted_are_answered(folder: Any, models
         connection.close()
 
 
+def test_a_caller_that_hangs_up_frees_the_model_for_the_next(folder: Any, models: Any, serve: Callable[..., Running]) -> None:
+    folder.add("slow", "1", models.loop(), live=True)
+    server = serve(queue_rows=2)
+    body = json.dumps({"inputs": [{"name": "input", "shape": [1, 1], "datatype": "INT64", "data": [2**60]}]}).encode()
+    for _ in range(4):  # one runs, others wait: each gives its place back
+        with socket.create_connection(("127.0.0.1", server.port)) as raw:
+            raw.sendall(b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            server.json("GET", "/v2/health/live")
+    begun = time.monotonic()
+    answer = server.json("POST", "/v2/models/slow/infer", json.loads(body.replace(str(2**60).encode(), b"7")))
+    assert (answer[0], answer[1]["outputs"][0]["data"]) == (200, [7])
+    assert time.monotonic() - begun < 20  # the deadline of those that went is 30 s
+
+
 def test_keys_and_metrics_are_asked_and_told(folder: Any, models: Any, serve: Callable[..., Running]) -> None:
     folder.add("m", "1", models.affine(), live=True)
     told: list[tuple[str, str, int, int]] = []
