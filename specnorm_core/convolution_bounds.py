@@ -24,7 +24,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from specnorm_core.convolution import Geometry, Padding, at, convolve, correlate, geometry_of, pad, pad_map, unpad
-from specnorm_core.dense_bounds import UNIT, Real, Stack, gamma, rayleigh_lower, ritz, scaled_array, sigma_upper, stack_upper, unscale, up
+from specnorm_core.dense_bounds import (
+    UNIT,
+    Real,
+    Stack,
+    gamma,
+    rayleigh_lower,
+    ritz,
+    scaled_array,
+    sigma_estimate,
+    sigma_upper,
+    stack_upper,
+    unscale,
+    up,
+)
 
 GRIDS = {1: 512, 2: 64, 3: 16}  # most frequencies per axis and degree when the size is unknown: off by 2e-5, 0.24 %, 6 %
 ENTRIES = 2**21  # complex numbers of the symbol held at once
@@ -97,6 +110,11 @@ def conv_sigma_estimate(
     size = tuple(input_size) if input_size is not None else tuple(max(IMAGE, q) for q in geometry.window)
     if not K.any() or min(geometry.outputs(size)) < 1:
         return 0.0
+    if padding_mode == "zeros":
+        if math.prod(geometry.taps) == 1 and not any(map(any, geometry.pads)):  # every pixel by itself, and the first has a window
+            return unscale(max(sigma_estimate(block) for block in K.reshape(groups, -1, K.shape[1])), exponent, direction=0.0)
+        # A smaller image with zeros around it is a part of the larger one, so its norm is no larger; and hardly smaller.
+        size = tuple(min(n, max(2 * IMAGE, 2 * q)) for n, q in zip(size, geometry.window, strict=True))
     shape = (K.shape[1] * groups, *size)
     maps = tuple(pad_map(n, p, geometry.mode) for n, p in zip(size, geometry.pads, strict=True))
 

@@ -14,7 +14,7 @@ which no BLAS behind numpy uses. The matrix is scaled by a power of two first, w
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,8 @@ UNIT = 2.0**-53
 TINY = 2.0**-1022  # more than any one operation loses to underflow, flush-to-zero included
 DENSE = 96  # up to this size LAPACK's eigenvalues cost less than Lanczos
 LARGEST = 16384  # beyond it the Gram matrix takes more than 2 GiB, and the norms of rows and columns have to do
+CHUNKED = 2**22  # float32 matrices of more entries are never held in float64 as a whole
+ROWS = 1024  # of a slice
 FIRST_MARGIN = 2.0**-33
 
 
@@ -57,10 +59,51 @@ def sigma_upper(matrix: ArrayLike) -> float:
     Raises:
         ValueError: not a matrix of finite real numbers, or empty.
     """
+    raw = np.asarray(matrix)
+    if raw.size > CHUNKED and raw.dtype == np.float32 and raw.ndim == 2:
+        return chunked_upper(raw)
     A, exponent = scaled(matrix)
     if not A.any():
         return 0.0
     return unscale(stack_upper(A[None]), exponent)
+
+
+def chunked_upper(matrix: NDArray[np.float32]) -> float:
+    """Return what `sigma_upper` does, of a matrix that is too large to be held in float64: a slice of its rows at a time is."""
+    A = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    exponent = checked_exponent(A)
+    if exponent is None:
+        return 0.0
+    m, n = A.shape
+    columns, rows, squares = np.zeros(n), 0.0, 0.0
+    G = np.zeros((n, n) if n <= LARGEST else (0, 0))
+    for part in chunks(A, exponent):
+        magnitude = np.abs(part)
+        columns += magnitude.sum(axis=0)
+        rows = max(rows, float(magnitude.sum(axis=1).max()))
+        squares += float(np.sum(part * part))
+        if len(G):
+            G += part.T @ part
+    crude = min(math.sqrt(squares), math.sqrt(float(columns.max()) * rows)) * (1 + gamma(m * n)) + m * n * TINY
+    return unscale(gram_upper(G[None], m, crude) if len(G) else crude, exponent)
+
+
+def chunks(A: NDArray[np.float32], exponent: int) -> Iterator[Real]:
+    """Yield slices of the rows of ``A`` in float64, times ``2^-exponent``."""
+    for first in range(0, len(A), ROWS):
+        yield np.ldexp(np.asarray(A[first : first + ROWS], dtype=np.float64), -exponent)
+
+
+def checked_exponent(A: NDArray[np.float32]) -> int | None:
+    """Return the exponent that brings the largest entry into [1/2, 1); None where all are zero.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    largest = max(float(np.abs(A[first : first + ROWS]).max()) for first in range(0, len(A), ROWS))
+    if not math.isfinite(largest):
+        raise ValueError("the weight holds a number that is not finite")
+    return math.frexp(largest)[1] if largest else None
 
 
 def sigma_estimate(matrix: ArrayLike) -> float:
@@ -71,12 +114,32 @@ def sigma_estimate(matrix: ArrayLike) -> float:
     Raises:
         ValueError: not a matrix of finite real numbers, or empty.
     """
+    raw = np.asarray(matrix)
+    if raw.size > CHUNKED and raw.dtype == np.float32 and raw.ndim == 2:
+        return chunked_estimate(raw)
     A, exponent = scaled(matrix)
     if not A.any():
         return 0.0
     A = A if A.shape[0] >= A.shape[1] else A.T
     v = ritz(lambda x: A.T @ (A @ x), A.shape[1], steps=96)[1]
     return unscale(rayleigh_lower(A @ v, v, float(np.sqrt(np.sum(A * A))), A.shape[1]), exponent, direction=0.0)
+
+
+def chunked_estimate(matrix: NDArray[np.float32]) -> float:
+    """Return what `sigma_estimate` does: the vector comes from products in float32, its quotient from float64."""
+    A = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    exponent = checked_exponent(A)
+    if exponent is None:
+        return 0.0
+
+    def gram(x: Real) -> Real:
+        y = np.ldexp(A @ x.astype(np.float32), -exponent)
+        return np.asarray(np.ldexp(A.T @ y, -exponent), dtype=np.float64)
+
+    v = ritz(gram, A.shape[1], steps=48)[1]
+    image = np.concatenate([part @ v for part in chunks(A, exponent)])
+    frobenius = math.sqrt(sum(float(np.sum(part * part)) for part in chunks(A, exponent)))
+    return unscale(rayleigh_lower(image, v, frobenius, A.shape[1]), exponent, direction=0.0)
 
 
 def scaled(matrix: ArrayLike) -> tuple[Real, int]:
@@ -127,7 +190,15 @@ def stack_upper(stack: Stack) -> float:
     crude = crude_upper(A)
     if crude == 0.0 or n > LARGEST:
         return crude
-    G = A.conj().swapaxes(1, 2) @ A
+    return gram_upper(A.conj().swapaxes(1, 2) @ A, m, crude)
+
+
+def gram_upper(G: Stack, m: int, crude: float) -> float:
+    """Return an upper bound of the largest singular value among matrices of ``m`` rows whose Gram matrices were computed as ``G[i]``.
+
+    ``crude`` is another one, which is returned where nothing less can be proved.
+    """
+    n = G.shape[1]
     diagonal = np.einsum("inn->in", G).real.copy()
     trace = float(diagonal.sum(axis=1).max()) * (1 + gamma(m + n)) + n * m * TINY
     margin, effort = FIRST_MARGIN, 1

@@ -270,3 +270,31 @@ def test_the_bounds_load_no_torch():
     code = "import sys, specnorm_core.bounds, export.audit; assert not {'torch', 'onnxruntime'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert bounds.up(1.0) > 1.0
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300)])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_a_matrix_that_is_too_large_for_float64_has_the_bounds_of_one_that_is_not(monkeypatch, shape, scale):
+    monkeypatch.setattr(dense_bounds, "ROWS", 64)
+    A = (np.random.default_rng(0).standard_normal(shape) * scale).astype(np.float32)
+    exact = np.linalg.svd(A.astype(np.float64), compute_uv=False)[0]
+    whole = dense_bounds.sigma_upper(A), dense_bounds.sigma_estimate(A)
+    monkeypatch.setattr(dense_bounds, "CHUNKED", 1)
+    upper, lower = dense_bounds.sigma_upper(A), dense_bounds.sigma_estimate(A)
+    assert lower <= exact * (1 + 1e-12) <= upper * (1 + 1e-12)
+    assert (upper, lower) == pytest.approx(whole, rel=1e-5)
+    assert (
+        dense_bounds.sigma_upper(np.zeros(shape, dtype=np.float32)) == dense_bounds.sigma_estimate(np.zeros(shape, dtype=np.float32)) == 0
+    )
+    A[3, 5] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        dense_bounds.sigma_upper(A)
+
+
+@pytest.mark.parametrize(("taps", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (5, 3, 2)])
+def test_the_estimate_on_a_smaller_image_is_below_the_norm_on_the_larger(taps, stride, padding):
+    K = np.random.default_rng(taps).standard_normal((2, 2, taps)).astype(np.float32)
+    options = {"stride": stride, "padding": padding}
+    small = conv_sigma_estimate(K, input_size=(70,), **options)
+    upper = conv_sigma_upper(K, input_size=(70,), **options)
+    assert upper * 0.98 <= small <= upper
