@@ -85,8 +85,29 @@ def composite(y: Tensor, sigma: Tensor, bias: Tensor | None, *, mode: str, const
     not reach ``1 / sigma`` either.
     """
     divisor = DIVISORS[constraint](GRADIENTS[mode](sigma), target)
-    y = y / divisor if y.dtype.itemsize >= 4 else (y.float() / divisor).to(y.dtype)
+    wide = y if y.dtype.itemsize >= 4 else y.float()
+    quotient: Tensor = wide / divisor if traced() else _Quotient.apply(wide, divisor)  # type: ignore[no-untyped-call]  # torch gives it no types
+    y = quotient.to(y.dtype)
     return y if bias is None else y + bias.to(y.dtype)
+
+
+class _Quotient(torch.autograd.Function):
+    """``y / d`` for a scalar d; its backward pass makes two passes over y where that of PyTorch's division makes five."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, divisor: Tensor) -> Tensor:
+        quotient = y * divisor.reciprocal()
+        ctx.save_for_backward(quotient if ctx.needs_input_grad[1] else None, divisor)
+        return quotient
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        quotient, divisor = ctx.saved_tensors
+        dy = g * divisor.reciprocal() if ctx.needs_input_grad[0] else None
+        if quotient is None:
+            return dy, None
+        product = (g * quotient).sum() if torch.is_grad_enabled() else torch.dot(g.reshape(-1), quotient.reshape(-1))
+        return dy, -product / divisor
 
 
 class _FusedLinear(torch.autograd.Function):
