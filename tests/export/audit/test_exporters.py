@@ -81,6 +81,14 @@ def test_every_fixture_is_audited_and_small():
     assert all(len(content(name)) < 30_000 for name in found)
 
 
+def test_a_public_network_of_the_onnx_package_has_a_bound_and_every_layer_a_norm():
+    light = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_squeezenet.onnx"
+    report = audit(light.read_bytes(), {"data_0": (1, 3, 32, 32)})
+    assert all(stated.rigorous for stated in report.lipschitz.values())
+    assert len(report.layers) == 26
+    assert all(0 < layer.sigma_estimate <= layer.sigma_upper for layer in report.layers)
+
+
 def test_an_integer_input_is_held_fixed_and_its_embedding_measured():
     table = np.eye(5, 3, dtype=np.float32) * 2
     graph = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (int64[N,2] x) => (float[N,2,3] y) { y = Gather(w, x) }')
