@@ -213,6 +213,23 @@ def test_a_matrix_is_proved_positive_only_with_room_for_what_may_be_off():
     assert not proves_positive(np.full((2, 2), np.nan), 0.0)
 
 
+def test_a_matrix_that_is_not_positive_is_never_proved_to_be_though_its_factorisation_may_run_to_the_end():
+    rng, fooled = np.random.default_rng(0), 0
+    for _ in range(200):
+        A = rng.standard_normal((5, 4))
+        B = A @ A.T
+        B = (B + B.T) / 2 / np.diagonal(B).max()
+        if positive([[Fraction(float(v)) for v in row] for row in B]):
+            continue
+        assert not proves_positive(B, 0.0)
+        try:
+            np.linalg.cholesky(B)
+            fooled += 1
+        except np.linalg.LinAlgError:
+            pass
+    assert fooled > 5
+
+
 def test_what_rounding_leaves_out_of_a_composed_map_is_bounded():
     first, second = RNG.standard_normal((2, 2, 2))
     start = Expression(System(1.0, [2]), (2,), {0: sparse.csr_array(first)}, {0: 0.0})
