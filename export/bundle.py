@@ -104,13 +104,34 @@ class Lipschitz(Frozen):
     pairs: bool = False
 
 
+class Privacy(Frozen):
+    """The differential privacy of a training: what is guaranteed, to whom, by what means, and what is not."""
+
+    statement: str
+    epsilon: float
+    delta: float
+    unit: str
+    mechanism: str
+    sampling: str
+    sample_rate: float
+    noise_multiplier: float
+    max_grad_norm: float
+    steps_charged: int
+    steps_taken: int
+    accountant: str
+    randomness: str
+    validation_is_public: bool
+    not_covered: tuple[str, ...]
+
+
 class Training(Frozen):
-    """How the weights came about."""
+    """How the weights came about; of a private training neither digest nor seed nor a number that was measured on its rows."""
 
     data_digest: str | None = None
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
     seed: int | None = None
+    privacy: Privacy | None = None
 
 
 class Manifest(Frozen):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Row, insert, select, update
 
-from app.db import files, job_checkpoints, jobs
+from app.db import files, job_checkpoints, job_events, jobs
 from app.errors import ConflictError, NotFoundError
 from app.jobs import rows
 from app.jobs.machine import Event, State
@@ -105,6 +105,17 @@ class Attempt:
         with self._fenced() as (connection, row):
             query = select(job_checkpoints.c.digest).where(job_checkpoints.c.job == row.id, job_checkpoints.c.digest.is_not(None))
             return connection.scalar(query.order_by(job_checkpoints.c.number.desc()).limit(1))
+
+    def charge(self, steps: int, message: str, data: dict[str, Any]) -> None:
+        """Write down that ``steps`` private steps count as taken, over all attempts: on the disk before the first of them begins."""
+        self.event(message, data={"steps_charged": steps, **data})
+
+    def charged(self) -> int:
+        """Return how many private steps of all attempts count as taken."""
+        with self._fenced() as (connection, row):
+            steps = job_events.c.data["steps_charged"].as_integer()
+            query = select(steps).where(job_events.c.job == row.id, steps.is_not(None)).order_by(job_events.c.number.desc())
+            return connection.scalar(query.limit(1)) or 0
 
     def release(self, message: str) -> None:
         """Put the job back into the queue."""

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.errors import InvalidRequestError
 from app.registry.registry import NAME
@@ -25,6 +25,27 @@ class Checked(BaseModel):
 
 
 CheckedT = TypeVar("CheckedT", bound=Checked)
+
+
+class Privacy(Checked):
+    """What is asked of private training: the fields of ``specnorm_core.privacy.Privacy``, repeated where there is no torch.
+
+    Its noise and its batches always come from the system's cryptographic source. ``validation_is_public`` says that the rows of the
+    validation file need no protection: what they say about the model is shown.
+    """
+
+    max_grad_norm: float = Field(gt=0, le=1e6)
+    noise_multiplier: float | None = Field(default=None, gt=0, le=1e6)
+    target_epsilon: float | None = Field(default=None, gt=0, le=1e3)
+    delta: float = Field(gt=0, lt=1)
+    accountant: Literal["prv", "rdp"] = "rdp"
+    validation_is_public: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+            raise ValueError("privacy needs noise_multiplier or target_epsilon: one of the two, not both")
+        return self
 
 
 class Hyperparameters(Checked):
@@ -48,6 +69,7 @@ class Hyperparameters(Checked):
     power_iterations: int = Field(default=1, ge=1, le=100)
     checkpoint_every: int = Field(default=100, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
+    privacy: Privacy | None = None
 
 
 class JobRequest(Checked):
@@ -120,8 +142,22 @@ def parse(body: Any) -> JobRequest:
     request = _validated(JobRequest, {**fields, "hyperparameters": hyperparameters}, "")
     if request.promote == "if_not_worse" and request.validation_file is None:
         raise InvalidRequestError("promote if_not_worse needs a validation_file to judge by", param="validation_file")
+    if request.hyperparameters.privacy is not None:
+        _judge_privacy(request, request.hyperparameters.privacy, seeded="seed" in chosen)
     _ = request.target  # judges the names of model and suffix
     return request
+
+
+def _judge_privacy(request: JobRequest, privacy: Privacy, *, seeded: bool) -> None:
+    """Refuse what a private job cannot keep to itself."""
+    if seeded:
+        raise InvalidRequestError("a private job takes no seed: who knows it could take the noise off the model", param=f"{CANONICAL}.seed")
+    if request.validation_file is not None and not privacy.validation_is_public:
+        raise InvalidRequestError(
+            "a private job shows how well its model does on the validation file: say privacy.validation_is_public if its rows need no "
+            "protection, or leave the file out",
+            param=f"{CANONICAL}.privacy.validation_is_public",
+        )
 
 
 def _of_method(method: Any) -> Mapping[str, Any]:
@@ -164,5 +200,6 @@ def _validated(kind: type[CheckedT], fields: Mapping[str, Any], prefix: str) -> 
         problem = error.errors(include_url=False, include_input=False)[0]
         param = prefix + ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
-            raise InvalidRequestError(f"unknown parameter {param}; known are {', '.join(sorted(kind.model_fields))}", param=param) from None
+            known = (Privacy if problem["loc"][0] == "privacy" and len(problem["loc"]) > 1 else kind).model_fields
+            raise InvalidRequestError(f"unknown parameter {param}; known are {', '.join(sorted(known))}", param=param) from None
         raise InvalidRequestError(f"{param}: {problem['msg'].removeprefix('Value error, ')}", param=param) from None

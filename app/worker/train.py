@@ -29,39 +29,46 @@ def train(
     attempt: Attempt,
     blobs: Blobs,
     pulse: Pulse,
-) -> dict[str, float]:
-    """Train ``model`` in place, from the job's last checkpoint if it has one, and return the last metrics.
+) -> tuple[dict[str, float], Fit]:
+    """Train ``model`` in place, from the job's last checkpoint if it has one, and return the last metrics and the run.
 
     Raises:
-        JobFailedError: training diverged.
+        JobFailedError: training diverged, or cannot be private.
         SpecnormError: what :meth:`Pulse.check` raises, once the training so far is kept.
     """
     run = _run(model, data, options, validation=validation, attempt=attempt, blobs=blobs)
     diary = _Diary(run, attempt, blobs)
     try:
+        diary.charge()
         for record in run:
             diary.note(record)
             if record.step % options.checkpoint_every == 0 or record.step == record.steps or pulse.interrupted:
                 diary.keep()
+                diary.charge(over=pulse.interrupted)
             pulse.check()
     except DivergedError as error:
-        raise JobFailedError("diverged", f"{error} ({diary.last_finite()})") from error
+        raise JobFailedError("diverged", f"{error}{diary.last_finite()}") from error
     model.eval()
-    return diary.metrics()
+    return diary.metrics(), run
 
 
 def _run(model: nn.Module, data: Dataset, options: Hyperparameters, *, validation: Dataset | None, attempt: Attempt, blobs: Blobs) -> Fit:
     """Return the run as its last checkpoint left it, or a new one where there is none that can be used."""
-    digest = attempt.last_checkpoint()
+    digest, begun = attempt.last_checkpoint(), attempt.charged()
     if digest is not None:
         try:
-            run = Fit(model, data, options, validation=validation, resume=blobs.get(digest))
+            run = Fit(model, data, options, validation=validation, resume=blobs.get(digest), begun=begun)
         except (CorruptError, NotFoundError, ValueError) as error:
             attempt.event(f"The last checkpoint cannot be used, training starts anew: {error}", level="warn")
         else:
             attempt.event(f"Training goes on after step {run.step} of {run.steps}.")
             return run
-    return Fit(model, data, options, validation=validation)
+    try:
+        return Fit(model, data, options, validation=validation, begun=begun)
+    except ValueError as error:
+        if options.privacy is None:
+            raise
+        raise JobFailedError("not_private", f"this job cannot be private: {error}", param="privacy") from error
 
 
 class _Diary:
@@ -89,7 +96,8 @@ class _Diary:
         self._noted, self._told = record.step, now
         pace = (now - self._began) / (record.step - self._first)
         data = {"step": record.step, "steps": record.steps, "epoch": record.epoch, **self._numbers(), "sigma": _finite(self._sigma)}
-        message = f"Step {record.step} of {record.steps}: loss {record.loss:.6g}"
+        told = f"epsilon {self._run.epsilon:.6g}" if record.loss is None else f"loss {record.loss:.6g}"
+        message = f"Step {record.step} of {record.steps}: {told}"
         left = pace * (record.steps - record.step)
         self._attempt.progress(message, data, step=record.step, steps=record.steps, seconds_left=left)
 
@@ -99,18 +107,34 @@ class _Diary:
             metrics = {"train_loss" if name == "loss" else name: value for name, value in self._numbers().items()}
             self._attempt.checkpoint(self._blobs.put(self._run.checkpoint()), step=self._record.step, metrics=metrics)
 
+    def charge(self, *, over: bool = False) -> None:
+        """Write down as spent what a private run takes up to its next checkpoint, before it does; ``over``: what it did take."""
+        run = self._run
+        if run.plan is None:
+            return
+        every = run.options.checkpoint_every
+        ahead = 0 if over else min(every - run.step % every, run.steps - run.step)
+        steps = run.begun + ahead
+        spent = {"epsilon": run.plan.epsilon(steps), "delta": run.plan.privacy.delta}
+        when = "is spent" if ahead == 0 else f"counts as spent before the next {ahead} steps are taken"
+        self._attempt.charge(steps, f"Epsilon {spent['epsilon']:.6g} at delta {spent['delta']:g} {when}: {steps} steps in all.", spent)
+
     def metrics(self) -> dict[str, float]:
         """Return the last numbers, for the manifest."""
         return self._numbers()
 
     def last_finite(self) -> str:
-        """Return the last good loss as words."""
+        """Return the last good loss as words; a private run tells none."""
         if self._finite is None:
-            return "no loss was finite"
-        return f"the last finite loss was {self._finite.loss:.6g}, at step {self._finite.step}"
+            return " (no loss was finite)" if self._run.plan is None else ""
+        return "" if self._finite.loss is None else f" (the last finite loss was {self._finite.loss:.6g}, at step {self._finite.step})"
 
     def _numbers(self) -> dict[str, float]:
-        found: dict[str, Any] = {"loss": self._record.loss if self._record else None, "accuracy": self._accuracy}
+        found: dict[str, Any] = {
+            "loss": self._record.loss if self._record else None,
+            "accuracy": self._accuracy,
+            "epsilon": self._run.epsilon,
+        }
         return _finite(found)
 
 

@@ -1,17 +1,21 @@
 """One fine-tune, from the parent's bundle to a published version of the model."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from sqlalchemy import Connection
 
 from app.errors import ConflictError
 from app.jobs.attempt import Assignment, Attempt
 from app.jobs.machine import State
+from app.jobs.request import Hyperparameters as Asked
 from app.registry import live
 from app.registry.registry import Registry
 from app.worker.failure import JobFailedError
+from app.worker.guarantee import guarantee
 from app.worker.pulse import Pulse
 from app.worker.rows import load
 from app.worker.train import train
@@ -24,7 +28,7 @@ from export.to_onnx import GraphError
 from export.verify import VerificationError
 from specnorm_core.architecture import Network
 from specnorm_core.data import Dataset
-from specnorm_core.training import Hyperparameters
+from specnorm_core.training import Fit, Hyperparameters
 
 
 class Rows(NamedTuple):
@@ -56,7 +60,9 @@ def tune(attempt: Attempt, registry: Registry, pulse: Pulse, *, threads: int) ->
     torch.set_num_threads(threads)
     assignment = attempt.assignment()
     parent = registry.manifest(assignment.parent_model, assignment.parent_version)
+    options = _options(assignment.request.hyperparameters)
     data, validation = _rows(registry, assignment, parent)
+    _judge_privacy(options, len(data))
     if assignment.state is State.VALIDATING:
         attempt.accept(f"The data are good: {len(data)} rows to train on, {len(validation) if validation else 0} to validate on.")
     pulse.check()
@@ -64,13 +70,39 @@ def tune(attempt: Attempt, registry: Registry, pulse: Pulse, *, threads: int) ->
     if assignment.request.dry_run:
         attempt.succeed("Dry run: data and parameters are good; nothing was trained.", result={"rows": len(data)})
         return
-    options = Hyperparameters.model_validate(assignment.request.hyperparameters.model_dump(exclude={"learning_rate_multiplier"}))
     model, provenance = _parent(registry, assignment)
-    metrics = train(model, data, options, validation=validation, attempt=attempt, blobs=registry.blobs, pulse=pulse)
-    training = Training(data_digest=data.digest, hyperparameters=options.model_dump(), metrics=metrics, seed=options.seed)
+    metrics, run = train(model, data, options, validation=validation, attempt=attempt, blobs=registry.blobs, pulse=pulse)
+    training = _training(run, metrics, assignment)
     manifest, files = _exported(attempt, pulse, model, provenance, training=training, rows=Rows(data, validation))
     pulse.check()
     _publish(attempt, registry, assignment, Finished(parent, manifest, files), validation, threads=threads)
+
+
+def _options(asked: Asked) -> Hyperparameters:
+    return Hyperparameters.model_validate(asked.model_dump(exclude={"learning_rate_multiplier": True, "privacy": {"validation_is_public"}}))
+
+
+def _judge_privacy(options: Hyperparameters, rows: int) -> None:
+    """Refuse what would not be private, before the job counts as accepted."""
+    if options.privacy is None:
+        return
+    if find_spec("opacus") is None:
+        raise JobFailedError("unavailable", "this installation cannot train privately: pip install 'specnorm[privacy]'", param="privacy")
+    try:
+        options.privacy.judge(rows)
+    except ValueError as error:
+        raise JobFailedError("not_private", str(error), param="privacy.delta") from None
+
+
+def _training(run: Fit, metrics: dict[str, float], assignment: Assignment) -> Training:
+    """Return what the manifest says of ``run``; of a private one nothing that its rows, or its noise, could be told from."""
+    asked = assignment.request.hyperparameters.privacy
+    if asked is None:
+        told = run.options.model_dump(exclude={"privacy"})
+        return Training(data_digest=run.data.digest, hyperparameters=told, metrics=metrics, seed=run.options.seed)
+    parent = f"{assignment.parent_model}:{assignment.parent_version}"
+    privacy = guarantee(run, parent=parent, validation_is_public=asked.validation_is_public)
+    return Training(hyperparameters=run.options.model_dump(exclude={"privacy", "seed"}), metrics=metrics, privacy=privacy)
 
 
 def _parent(registry: Registry, assignment: Assignment) -> tuple[Network, Provenance]:
@@ -91,7 +123,7 @@ def _exported(
         return export_bundle(
             model,
             parent.architecture.with_gradient_mode(training.hyperparameters["gradient_mode"]),
-            samples=rows.training.x,
+            samples=_samples(rows, private=training.privacy is not None),
             domain=parent.input,
             labels=parent.labels,
             training=training,
@@ -102,9 +134,22 @@ def _exported(
         raise JobFailedError("rejected", str(error)) from error
 
 
+def _samples(rows: Rows, *, private: bool) -> np.ndarray | None:
+    """Return inputs to compare graph and model on: numbers that the manifest shows come from them, so none of private rows."""
+    if not private:
+        return rows.training.x
+    return None if rows.validation is None else rows.validation.x
+
+
 def _rows(registry: Registry, assignment: Assignment, parent: Manifest) -> Rows:
     chosen = assignment.request.hyperparameters
-    training = load(registry.blobs, assignment.training, parent, chosen, param="training_file")
+    try:
+        training = load(registry.blobs, assignment.training, parent, chosen, param="training_file")
+    except JobFailedError as error:
+        if chosen.privacy is None or error.code != "bad_data":
+            raise
+        told = "the training file cannot be used; a private job does not say where, a dry run without privacy does"
+        raise JobFailedError("bad_data", told, param="training_file") from None
     if assignment.validation is None:
         return Rows(training, None)
     return Rows(training, load(registry.blobs, assignment.validation, parent, chosen, param="validation_file"))

@@ -27,6 +27,17 @@ class Privacy(BaseModel):
             raise ValueError("privacy needs noise_multiplier or target_epsilon: one of the two, not both")
         return self
 
+    def judge(self, rows: int) -> None:
+        """Refuse a delta that protects nobody.
+
+        Raises:
+            ValueError: it is not below one over the number of rows.
+        """
+        if self.delta >= 1 / rows:
+            raise ValueError(
+                f"delta must be below one over the number of rows, 1/{rows}; at {self.delta:g} publishing a whole row would pass"
+            )
+
     def plan(self, rows: int, batch_size: int, steps: int) -> "Plan":
         """Return the numbers of a run of ``steps`` steps on ``rows`` rows with ``batch_size`` rows per step on average.
 
@@ -34,10 +45,7 @@ class Privacy(BaseModel):
             ValueError: delta is not below one over the number of rows, or no noise gives the target.
             ModuleNotFoundError: the extra ``privacy`` is not installed.
         """
-        if self.delta >= 1 / rows:
-            raise ValueError(
-                f"delta must be below one over the number of rows, 1/{rows}; at {self.delta:g} publishing a whole row would pass"
-            )
+        self.judge(rows)
         rate = min(1.0, batch_size / rows)
         noise = self.noise_multiplier
         if self.target_epsilon is not None:

@@ -140,6 +140,7 @@ def test_the_hyperparameters_are_those_of_training() -> None:
             field.pop("description", None)
     assert ours.pop("learning_rate_multiplier")
     assert ours.pop("gradient_mode")["anyOf"][0]["enum"] == theirs.pop("gradient_mode")["enum"]
+    assert ours.pop("privacy").keys() == theirs.pop("privacy").keys()
     assert ours == theirs
     assert sorted(GRADIENTS) == list(GRADIENT_MODES)
 
@@ -154,3 +155,63 @@ def test_what_was_accepted_can_be_read_back(field: str, value: float) -> None:
 def test_a_multiplier_so_small_that_no_rate_is_left_is_refused() -> None:
     with pytest.raises(InvalidRequestError):
         parse(body(hyperparameters={"learning_rate_multiplier": 5e-324}))
+
+
+def test_the_fields_of_privacy_are_those_of_training() -> None:
+    from app.jobs.request import Privacy
+    from specnorm_core.privacy import Privacy as Trained
+
+    ours, theirs = (kind.model_json_schema()["properties"] for kind in (Privacy, Trained))
+    for fields in (ours, theirs):
+        for field in fields.values():
+            field.pop("description", None)
+    assert ours.pop("validation_is_public")
+    assert theirs.pop("secure")  # at the endpoint there is no choice
+    assert ours == theirs
+
+
+PRIVATE = {"max_grad_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
+
+
+def test_a_private_job_is_asked_for_among_the_hyperparameters() -> None:
+    request = parse(body(hyperparameters={"privacy": PRIVATE}))
+    assert request.hyperparameters.privacy is not None
+    assert request.hyperparameters.privacy.noise_multiplier == 1.0
+    assert type(request).model_validate(request.model_dump()) == request
+    assert parse(body()).hyperparameters.privacy is None
+
+
+@pytest.mark.parametrize(
+    ("privacy", "param", "sentence"),
+    [
+        ({**PRIVATE, "target_epsilon": 3.0}, "privacy", "one of the two, not both"),
+        ({"max_grad_norm": 1.0, "delta": 1e-5}, "privacy", "one of the two, not both"),
+        ({**PRIVATE, "delta": 0}, "privacy.delta", "greater than 0"),
+        ({**PRIVATE, "delta": 1}, "privacy.delta", "less than 1"),
+        ({**PRIVATE, "max_grad_norm": -1.0}, "privacy.max_grad_norm", "greater than 0"),
+        ({**PRIVATE, "noise_multiplier": 0.0}, "privacy.noise_multiplier", "greater than 0"),
+        ({**PRIVATE, "secure": False}, "privacy.secure", "known are accountant, delta, max_grad_norm"),
+        ({"noise_multiplier": 1.0, "delta": 1e-5}, "privacy.max_grad_norm", "required"),
+        ("yes", "privacy", "valid dictionary"),
+    ],
+)
+def test_a_bad_wish_for_privacy_is_named(privacy: Any, param: str, sentence: str) -> None:
+    with pytest.raises(InvalidRequestError, match=sentence) as caught:
+        parse(body(hyperparameters={"privacy": privacy}))
+    assert caught.value.param == f"method.supervised.hyperparameters.{param}"
+
+
+@pytest.mark.parametrize("place", [{"seed": 3}, {"hyperparameters": {"privacy": PRIVATE, "seed": 0}}])
+def test_a_private_job_takes_no_seed(place: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="takes no seed"):
+        parse(body(**{"hyperparameters": {"privacy": PRIVATE}, **place}))
+
+
+def test_a_private_job_is_judged_by_rows_that_are_public_only() -> None:
+    fields = {"validation_file": "file-2", "promote": "if_not_worse"}
+    with pytest.raises(InvalidRequestError, match="its rows need no protection"):
+        parse(body(hyperparameters={"privacy": PRIVATE}, **fields))
+    public = {**PRIVATE, "validation_is_public": True}
+    assert parse(body(hyperparameters={"privacy": public}, **fields)).promote == "if_not_worse"
+    with pytest.raises(InvalidRequestError, match="needs a validation_file"):
+        parse(body(hyperparameters={"privacy": public}, promote="if_not_worse"))

@@ -1,0 +1,227 @@
+"""Private fine-tune jobs, from the request to the manifest, and through crashes."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.db import DATABASE
+from app.jobs.dispatch import Dispatcher
+from app.jobs.launcher import Local
+from app.worker.pulse import Pulse
+from specnorm_core.privacy import epsilon
+
+pytest.importorskip("opacus")
+
+PRIVACY = {"max_grad_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-4}
+# The real worker, but for its priority: beside other tests it would wait for the processor most of the time.
+AT_NORMAL_PRIORITY = "import sys, app.worker.__main__ as w; w.yield_to_others = lambda: None; sys.exit(w.main())"
+
+
+def events(workspace: Any, job: str) -> list[dict[str, Any]]:
+    return workspace.jobs.events(job, limit=1000).items[::-1]
+
+
+def asked(epochs: int = 2, *, every: int = 100, mode: str = "full", batch_size: int = 64, **privacy: Any) -> dict[str, Any]:
+    hyperparameters = {"n_epochs": epochs, "batch_size": batch_size, "checkpoint_every": every, "gradient_mode": mode}
+    return {"hyperparameters": {**hyperparameters, "privacy": {**PRIVACY, **privacy}}}
+
+
+def spent(steps: int, rows: int, batch_size: int = 64) -> float:
+    return epsilon(noise_multiplier=1.0, sample_rate=batch_size / rows, steps=steps, delta=1e-4)
+
+
+def manifest(workspace: Any, version: str = "2") -> Any:
+    return workspace.registry.manifest("digits", version)
+
+
+@pytest.mark.parametrize("mode", ["full", "simplified"])
+def test_a_private_job_ends_as_a_version_whose_manifest_states_the_guarantee(workspace: Any, mode: str) -> None:
+    job = workspace.create(workspace.upload(slice(0, 640)), **asked(mode=mode))
+    workspace.work()
+    end = workspace.jobs.get(job)
+    assert end["status"] == "succeeded", end["error"]
+    stated = manifest(workspace).training.privacy
+    assert (stated.steps_taken, stated.steps_charged) == (20, 20)
+    assert stated.epsilon == pytest.approx(spent(20, 640))
+    assert (stated.sample_rate, stated.noise_multiplier, stated.max_grad_norm, stated.delta) == (0.1, 1.0, 1.0, 1e-4)
+    for word in (f"{stated.epsilon:.4g}", "0.0001", "single rows"):
+        assert word in stated.statement
+    assert "digits:1" in stated.not_covered[0]
+    words = " ".join((stated.sampling, stated.mechanism, stated.accountant, stated.unit, stated.randomness))
+    assert all(word in words for word in ("Poisson", "DP-SGD", "Opacus", "add or remove one", "no seed"))
+    told = [event["data"]["epsilon"] for event in events(workspace, job) if "epsilon" in event["data"]]
+    assert told
+    assert max(told) == pytest.approx(stated.epsilon)
+    assert end["result"]["metrics"]["epsilon"] == pytest.approx(stated.epsilon)
+    assert manifest(workspace).gradient_mode == mode
+
+
+def test_a_private_job_shows_no_loss_no_digest_and_no_seed_anywhere(workspace: Any, capfd: Any) -> None:
+    data = workspace.upload(slice(0, 640))
+    job = workspace.create(data, **asked(every=5))
+    workspace.work()
+    database = sqlite3.connect(workspace.folder / DATABASE)
+    raw = workspace.registry.files("digits", "2")
+    shown = [
+        *map(json.dumps, events(workspace, job)),
+        *map(json.dumps, workspace.jobs.checkpoints(job).items),
+        json.dumps(workspace.jobs.get(job)["result"]),
+        json.dumps(workspace.jobs.get(job)["spectral"]),
+        manifest(workspace).model_dump_json(exclude={"tools", "files"}),
+        *(content.decode("latin-1") for content in raw.values()),
+        *capfd.readouterr(),
+    ]
+    digest = database.execute("select digest from files").fetchone()[0]
+    rows = workspace.digits.subset(range(640)).digest
+    for text in shown:
+        assert not re.search(r"loss\W{0,5}\d", text)  # a number after the word; the name of the loss may stand
+        assert digest not in text
+        assert rows not in text
+        assert not re.search(r"seed\W{1,5}\d", text)
+    training = manifest(workspace).training
+    assert (training.data_digest, training.seed) == (None, None)
+    assert set(training.metrics) == {"epsilon"}
+    assert manifest(workspace).verification["real_inputs"] == 0
+
+
+def test_two_runs_of_the_same_private_job_differ(workspace: Any) -> None:
+    data = workspace.upload(slice(0, 640))
+    for _ in range(2):
+        workspace.create(data, **asked(epochs=1))
+        workspace.work()
+    assert workspace.registry.file("digits", "2", "model.onnx") != workspace.registry.file("digits", "3", "model.onnx")
+
+
+def test_a_private_model_is_promoted_by_public_rows_alone(workspace: Any) -> None:
+    fields = asked(epochs=4, validation_is_public=True)
+    fields["hyperparameters"]["learning_rate"] = 1e-2
+    public = workspace.upload(slice(1000, 1797))
+    job = workspace.create(workspace.upload(slice(0, 1000)), validation_file=public, promote="if_not_worse", **fields)
+    workspace.work()
+    end = workspace.jobs.get(job)
+    assert end["status"] == "succeeded", end["error"]
+    assert 0 < end["result"]["metrics"]["accuracy"] <= 1
+    assert "validation_accuracy" in end["result"]["metrics"]
+    assert manifest(workspace).verification["real_inputs"] > 0  # the public ones
+    assert manifest(workspace).training.privacy.validation_is_public
+
+
+@pytest.mark.parametrize(
+    ("rows", "privacy", "code", "sentence"),
+    [
+        (640, {"delta": 0.01}, "not_private", "below one over the number of rows, 1/640"),
+        (640, {"noise_multiplier": None, "target_epsilon": 1e-7}, "not_private", "no noise gives epsilon 1e-07"),
+    ],
+)
+def test_a_wish_that_protects_nobody_or_cannot_be_met_fails_the_job(
+    workspace: Any, rows: int, privacy: Any, code: str, sentence: str
+) -> None:
+    job = workspace.create(workspace.upload(slice(0, rows)), **asked(**privacy))
+    workspace.work()
+    error = workspace.jobs.get(job)["error"]
+    assert (error["code"], sentence in error["message"]) == (code, True), error
+
+
+def test_bad_rows_of_a_private_job_are_not_quoted(workspace: Any) -> None:
+    content = "p," * 64 + "target\n" + "1," * 64 + "31415\n"
+    job = workspace.create(workspace.text(content, "rows.csv"), **asked())
+    workspace.work()
+    error = workspace.jobs.get(job)["error"]
+    assert (error["code"], error["param"]) == ("bad_data", "training_file")
+    assert "31415" not in json.dumps(events(workspace, job)) + json.dumps(error)
+
+
+def test_steps_are_charged_on_the_disk_before_they_are_taken(workspace: Any) -> None:
+    """Whatever the moment of a crash: what the journal says is never below the number of steps begun."""
+    workspace.create(workspace.upload(slice(0, 640)), **asked(every=7))
+    attempt = workspace.attempt()
+    seen = []
+    progress = attempt.progress
+
+    def watched(*args: Any, step: int, **options: Any) -> None:
+        seen.append((step, attempt.charged()))
+        progress(*args, step=step, **options)
+
+    attempt.progress = watched  # type: ignore[method-assign]  # looks at every step's moment
+    workspace.work(attempt)
+    assert len(seen) == 20
+    assert all(step <= charged <= step + 6 for step, charged in seen)
+    assert seen[0] == (1, 7)
+
+
+def test_a_job_that_was_paused_is_charged_for_what_it_took(workspace: Any) -> None:
+    job = workspace.create(workspace.upload(slice(0, 640)), **asked(every=50))
+    attempt = workspace.attempt()
+    pulse = Pulse(attempt, 0.02)
+    progress = attempt.progress
+
+    def stop(*args: Any, step: int, **options: Any) -> None:
+        progress(*args, step=step, **options)
+        if step == 9:
+            pulse.interrupt("the test asks for it")
+
+    attempt.progress = stop  # type: ignore[method-assign]  # a moment that a signal cannot hit on purpose
+    workspace.work(attempt, pulse)
+    assert workspace.jobs.get(job)["status"] == "queued"
+    workspace.work()
+    stated = manifest(workspace).training.privacy
+    assert (stated.steps_taken, stated.steps_charged) == (20, 20)
+
+
+def until(dispatcher: Dispatcher, met: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        dispatcher.turn()
+        if met():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came about")
+
+
+def test_a_worker_killed_in_mid_training_is_followed_by_one_that_reports_no_less_than_was_spent(workspace: Any) -> None:
+    job = workspace.create(workspace.upload(slice(0, 640)), **asked(epochs=16, every=20))
+    local = Local(workspace.settings, command=[sys.executable, "-c", AT_NORMAL_PRIORITY])
+    started: list[Any] = []
+
+    class Watched:
+        def start(self, claim: Any) -> Any:
+            started.append(local.start(claim))
+            return started[-1]
+
+    def charged() -> list[int]:
+        return [event["data"]["steps_charged"] for event in events(workspace, job) if "steps_charged" in event["data"]]
+
+    dispatcher = Dispatcher(workspace.jobs, Watched(), workspace.settings)
+    until(dispatcher, lambda: len(charged()) >= 3)
+    os.kill(started[0].pid, signal.SIGKILL)
+    before = charged()
+    until(dispatcher, lambda: workspace.jobs.get(job)["status"] in {"succeeded", "failed"})
+    dispatcher.close()
+    assert workspace.jobs.get(job)["status"] == "succeeded", workspace.jobs.get(job)["error"]
+    stated = manifest(workspace).training.privacy
+    resumed = next(
+        int(found[1]) for event in events(workspace, job) if (found := re.match(r"Training goes on after step (\d+)", event["message"]))
+    )
+    assert stated.steps_taken == 160
+    assert stated.steps_charged >= before[-1] + (160 - resumed)
+    assert stated.steps_charged > 160
+    assert stated.epsilon == pytest.approx(spent(stated.steps_charged, 640))
+    assert charged() == sorted(charged())
+
+
+def test_a_target_is_kept_through_a_crash(workspace: Any) -> None:
+    job = workspace.create(workspace.upload(slice(0, 640)), **asked(every=5, noise_multiplier=None, target_epsilon=5.0))
+    attempt = workspace.attempt()
+    attempt.charge(8, "An attempt before this one began eight steps and was lost.", {})
+    workspace.work(attempt)
+    stated = manifest(workspace).training.privacy
+    assert workspace.jobs.get(job)["status"] == "succeeded"
+    assert (stated.steps_taken, stated.steps_charged) == (12, 20)
+    assert 4.5 < stated.epsilon <= 5.0
