@@ -7,7 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 SETUP = @$(PYTHON) .ci/setup
 
-.PHONY: help serve test check format bench docs test-clients test-privacy test-docker test-browser clean
+.PHONY: help serve test check format bench docs test-attack test-clients test-privacy test-docker test-browser clean
 
 help:  ## Say what there is to make
 	@sed -n 's/^\([a-z-]*\):  ## /\1\t/p' Makefile | expand -t 16
@@ -54,6 +54,10 @@ test-clients:  ## The stock clients of both protocols against a real server
 test-privacy:  ## Opacus on the spectral layers
 	$(SETUP) .venv cpu,train,test,privacy
 	$(BIN)/python -m pytest tests/privacy $(ARGS)
+
+test-attack:  ## Attack every preset within its certified radius: all inputs, several restarts (minutes)
+	$(SETUP) .venv cpu,train,test
+	ATTACK=long $(BIN)/python -m pytest tests/export/test_attack.py $(ARGS)
 
 test-docker:  ## Build, run and break the containers; needs Docker with Compose
 	$(SETUP) .venv cpu,train,test
