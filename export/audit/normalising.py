@@ -1,7 +1,6 @@
 """Normalisations: by fixed statistics an affine map, by those of the row itself bounded only through epsilon."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -93,9 +92,3 @@ def local_response(node: Node) -> Value:
         raise NoBoundError("its attributes give no bounded slope", rows=x.rows)
     factor = up(up(bias**-beta * (1 + 2.0**-48)) * (max(1.0, 2 * beta - 1) + beta * (size - 1)) * ROUND)
     return Value(node.proto.output[0], x.shape, bound=times(x.bound, factor), rows=x.rows, chain=x.chain)
-
-
-def sizes_known(sizes: Sequence[int | str]) -> int | None:
-    """Return the product of sizes, None where one is free."""
-    known = [d for d in sizes if isinstance(d, int)]
-    return math.prod(known) if len(known) == len(sizes) else None
