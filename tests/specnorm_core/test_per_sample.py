@@ -136,6 +136,18 @@ def test_embeddings_that_look_an_entry_up_once_or_often(shape, positions, paddin
     assert not mismatches(nn.Embedding(*shape, padding_idx=padding_idx).double(), x)
 
 
+@pytest.mark.parametrize("target", [0.3, 50.0])
+def test_a_cap_bends_the_gradient_where_it_binds_and_nowhere_else(target):
+    torch.manual_seed(0)
+    options = {"constraint": "cap", "target": target}
+    rows, words = torch.randn(3, 5, dtype=torch.float64), torch.randint(6, (3, 2))
+    images = torch.randn(3, 2, 4, dtype=torch.float64)
+    assert not mismatches(sn.SpectralLinear(5, 4, **options).double(), rows)
+    assert not mismatches(sn.SpectralLinear(5, 4, **options).double(), rows[:, None])
+    assert not mismatches(sn.SpectralEmbedding(6, 3, **options).double(), words)
+    assert not mismatches(sn.SpectralConv1d(2, 3, 2, input_size=4, **options).double(), images)
+
+
 @few
 @given(st.sampled_from([(), (1,), (3,), (2, 2)]), st.booleans(), seeds)
 def test_normalisations(positions, bias, seed):
