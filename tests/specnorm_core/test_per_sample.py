@@ -422,3 +422,4 @@ def test_products_cut_short_by_choice_do_not_understate():
     finally:
         torch.set_float32_matmul_precision("highest")
     assert not understated(found, exactly(layer, x, g))
+    assert bool((found < per_sample.norms(layer, x, g)).all())  # less is added for rounding, whether or not this machine cuts
