@@ -52,14 +52,14 @@ def plain(make, n, x):
     return step
 
 
-def ours(source, mode):
+def ours(source, mode, noise=NOISE):
     def candidate(make, n, x):
         model = make(lambda a, b: sn.SpectralLinear(a, b, gradient_mode=mode), n)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
         def step():
             privacy.set_gradients(
-                model, lambda: losses(model(x)), max_grad_norm=C, noise_multiplier=NOISE, expected_rows=len(x), source=source
+                model, lambda: losses(model(x)), max_grad_norm=C, noise_multiplier=noise, expected_rows=len(x), source=source
             )
             optimizer.step()
             sn.power_iteration(model)
@@ -108,6 +108,7 @@ CANDIDATES = {
     "nn.Linear, not private": plain,
     "ours, full": ours(privacy.Secure(), "full"),
     "ours, simplified": ours(privacy.Secure(), "simplified"),
+    "ours, full, no noise": ours(privacy.Secure(), "full", noise=0.0),
     "ours, full, seeded noise": ours(privacy.Seeded(0), "full"),
     "Opacus hooks on nn.Linear": opacus("hooks"),
     "Opacus ghost on nn.Linear": opacus("ghost"),
@@ -151,7 +152,7 @@ def main():
             once = {name: (step(), seconds(step, 1))[1] for name, step in steps.items()}
             repeats = {name: max(1, min(50, int(0.25 / once[name]))) for name in names}
             runs = [{name: seconds(step, repeats[name]) for name, step in steps.items()} for _ in range(given.runs)]
-            memory = {name: peak(step) for name, step in steps.items()}
+            memory = {name: peak(CANDIDATES[name](make, n, x)) for name in names}  # fresh: without gradients that the step would free first
             first = names[0]
             base = statistics.median(run[first] for run in runs)
             print(f"\nn {n}, batch {batch}, {kind}: {first} {base * 1e3:.2f} ms, {memory[first] / 2**20:.2f} MiB")
