@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, Uplo
 from fastapi.responses import StreamingResponse
 
 from app.errors import InvalidRequestError, NotFoundError
-from app.jobs.request import Hyperparameters, JobRequest, parse
+from app.jobs.request import Hyperparameters, JobRequest, Privacy, parse
 from app.jobs.shape import ORGANIZATION
 from app.jobs.store import Jobs
 from app.registry.blobs import CHUNK
@@ -169,6 +169,8 @@ def _job_body() -> dict[str, Any]:
     fields = JobRequest.model_json_schema()
     fields.pop("$defs", None)
     hyperparameters = Hyperparameters.model_json_schema()
+    hyperparameters.pop("$defs", None)  # a reference into it would point nowhere from here
+    hyperparameters["properties"]["privacy"] = {"anyOf": [Privacy.model_json_schema(), {"type": "null"}], "default": None}
     supervised = {"type": "object", "properties": {"hyperparameters": hyperparameters}}
     method = {"type": "object", "properties": {"type": {"const": "supervised"}, "supervised": supervised}}
     fields["properties"] |= {"hyperparameters": hyperparameters, "method": method, "seed": {"type": "integer", "minimum": 0}}
