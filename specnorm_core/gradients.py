@@ -3,6 +3,8 @@
 Notation: ``W (m, n)``; ``u (m)``, ``v (n)`` unit vectors; ``s = u' W v``; ``y_hat = W x / s`` without bias; ``g = dL/dy``. The two modes
 differ in one term: ``full`` is the gradient of the loss, ``simplified`` holds sigma constant and is not. Miyato et al. 2018 (Spectral
 normalization for GANs), equations 10 to 12, keep the term that ``simplified`` drops.
+
+``pair`` is ``u, v``. Left out, it is the leading pair, by an SVD; that of a layer is given as in ``full(weight, x, g, *layer.pair)``.
 """
 
 from typing import TYPE_CHECKING
@@ -16,23 +18,35 @@ if TYPE_CHECKING:
 Activations = Tensor | list[Tensor]
 
 
-def sigma(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def leading_pair(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the leading ``u (m)``, ``v (n)`` of ``weight (m, n)``, by an SVD; they are constants, no gradient flows through them."""
+    u, _, vh = torch.linalg.svd(weight.detach(), full_matrices=False)
+    return u[:, 0], vh[0]
+
+
+def sigma(weight: Tensor, *pair: Tensor) -> Tensor:
     """Return ``u' W v``, a scalar: the largest singular value at the leading pair, a lower bound of it at any other unit vectors."""
+    u, v = pair or leading_pair(weight)
     return torch.dot(u, torch.mv(weight, v))
 
 
 def sigma_gradient(u: Tensor, v: Tensor) -> Tensor:
-    """Return ``d sigma / dW = u v'``, ``(m, n)``; one subgradient where the top singular value is repeated."""
+    """Return ``d sigma / dW = u v'``, ``(m, n)``; one subgradient where the top singular value is repeated.
+
+    Stewart 1990, Perturbation theory for the singular value decomposition; the functions below follow from it by the chain rule.
+    """
     return torch.outer(u, v)
 
 
-def sigma_squared_gradient(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def sigma_squared_gradient(weight: Tensor, *pair: Tensor) -> Tensor:
     """Return ``d sigma^2 / dW = 2 sigma u v'``, ``(m, n)``."""
+    u, v = pair or leading_pair(weight)
     return 2 * sigma(weight, u, v) * sigma_gradient(u, v)
 
 
-def inverse_sigma_gradient(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def inverse_sigma_gradient(weight: Tensor, *pair: Tensor) -> Tensor:
     """Return ``d (1 / sigma) / dW = -u v' / sigma^2``, ``(m, n)``."""
+    u, v = pair or leading_pair(weight)
     return -sigma_gradient(u, v) / sigma(weight, u, v) ** 2
 
 
@@ -41,43 +55,46 @@ def product_jacobian(weight: Tensor, x: Tensor) -> Tensor:
     return torch.einsum("ij,k->ijk", torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device), x)
 
 
-def full_jacobian(weight: Tensor, u: Tensor, v: Tensor, x: Tensor) -> Tensor:
+def full_jacobian(weight: Tensor, x: Tensor, *pair: Tensor) -> Tensor:
     """Return ``dy_i / dW_jk = (delta_ij x_k - y_hat_i u_j v_k) / s``, ``(m, m, n)``.
 
     The seed writes the second term as a product that does not conform; it is an outer product.
     """
+    u, v = pair or leading_pair(weight)
     s = sigma(weight, u, v)
     y_hat = torch.mv(weight, x) / s
     return (product_jacobian(weight, x) - torch.einsum("i,j,k->ijk", y_hat, u, v)) / s
 
 
-def input_gradient(weight: Tensor, u: Tensor, v: Tensor, g: Tensor) -> Tensor:
+def input_gradient(weight: Tensor, g: Tensor, *pair: Tensor) -> Tensor:
     """Return ``dL/dx = G W / s``, ``(B, n)``, the same in both modes; ``g (B, m)``."""
-    return (g @ weight) / sigma(weight, u, v)
+    return (g @ weight) / sigma(weight, *pair)
 
 
-def full(weight: Tensor, u: Tensor, v: Tensor, x: Tensor, g: Tensor) -> Tensor:
+def full(weight: Tensor, x: Tensor, g: Tensor, *pair: Tensor) -> Tensor:
     """Return the exact ``dL/dW = (G' X - Lam u v') / s`` with ``Lam = sum_b <g_b, y_hat_b>``; ``x (B, n)``, ``g (B, m)``."""
+    u, v = pair or leading_pair(weight)
     s = sigma(weight, u, v)
     lam = (g * (x @ weight.T)).sum() / s
     return (g.T @ x - lam * torch.outer(u, v)) / s
 
 
-def simplified(weight: Tensor, u: Tensor, v: Tensor, x: Tensor, g: Tensor) -> Tensor:
+def simplified(weight: Tensor, x: Tensor, g: Tensor, *pair: Tensor) -> Tensor:
     """Return ``G' X / s``: sigma held constant, which is *not* the gradient of the loss; ``x (B, n)``, ``g (B, m)``."""
-    return (g.T @ x) / sigma(weight, u, v)
+    return (g.T @ x) / sigma(weight, *pair)
 
 
-def full_per_sample(weight: Tensor, u: Tensor, v: Tensor, x: Tensor, g: Tensor) -> Tensor:
+def full_per_sample(weight: Tensor, x: Tensor, g: Tensor, *pair: Tensor) -> Tensor:
     """Return ``(g_b x_b' - lam_b u v') / s`` for each sample, ``(B, m, n)``; its sum over b is :func:`full`."""
+    u, v = pair or leading_pair(weight)
     s = sigma(weight, u, v)
     lam = (g * (x @ weight.T)).sum(dim=1) / s
     return (torch.einsum("bi,bj->bij", g, x) - torch.einsum("b,i,j->bij", lam, u, v)) / s
 
 
-def simplified_per_sample(weight: Tensor, u: Tensor, v: Tensor, x: Tensor, g: Tensor) -> Tensor:
+def simplified_per_sample(weight: Tensor, x: Tensor, g: Tensor, *pair: Tensor) -> Tensor:
     """Return ``g_b x_b' / s`` for each sample, ``(B, m, n)``; its sum over b is :func:`simplified`."""
-    return torch.einsum("bi,bj->bij", g, x) / sigma(weight, u, v)
+    return torch.einsum("bi,bj->bij", g, x) / sigma(weight, *pair)
 
 
 def full_sampler(module: "SpectralLinear", activations: Activations, backprops: Tensor) -> dict[nn.Parameter, Tensor]:

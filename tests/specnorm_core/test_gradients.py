@@ -70,7 +70,7 @@ def test_the_full_gradient_is_that_of_the_loss_through_an_svd(shape):
     def loss(weight):
         return (g * (x @ weight.T / top(weight))).sum()
 
-    value = gradients.full(W, u, v, x, g)
+    value = gradients.full(W, x, g, u, v)
     assert close(value, through_svd(loss, W))
     assert close(value, central(loss, W))
     assert abs(float((value * W).sum())) <= 1e-9 * float(g.norm() * x.norm())  # the layer does not change when W is scaled
@@ -81,7 +81,7 @@ def test_the_full_gradient_is_that_of_the_loss_through_an_svd(shape):
 def test_the_full_jacobian_is_that_of_the_layer_through_an_svd(shape):
     W, u, v, x, _ = case(*shape)
     expected = torch.autograd.functional.jacobian(lambda weight: weight @ x[0] / top(weight), W)
-    assert close(gradients.full_jacobian(W, u, v, x[0]), expected)
+    assert close(gradients.full_jacobian(W, x[0], u, v), expected)
 
 
 @settings(max_examples=25, deadline=None)
@@ -90,7 +90,7 @@ def test_the_simplified_gradient_holds_sigma_constant(shape):
     W, u, v, x, g = case(*shape)
     constant = top(W)
     expected = through_svd(lambda weight: (g * (x @ weight.T / constant)).sum(), W)
-    assert close(gradients.simplified(W, u, v, x, g), expected)
+    assert close(gradients.simplified(W, x, g, u, v), expected)
 
 
 @settings(max_examples=25, deadline=None)
@@ -98,10 +98,10 @@ def test_the_simplified_gradient_holds_sigma_constant(shape):
 def test_per_sample_gradients_are_those_of_batches_of_one_and_sum_to_the_batch(shape):
     W, u, v, x, g = case(*shape)
     for whole, each in ((gradients.full, gradients.full_per_sample), (gradients.simplified, gradients.simplified_per_sample)):
-        samples = each(W, u, v, x, g)
+        samples = each(W, x, g, u, v)
         for b in range(len(x)):
-            assert close(samples[b], whole(W, u, v, x[b : b + 1], g[b : b + 1]))
-        assert close(samples.sum(dim=0), whole(W, u, v, x, g))
+            assert close(samples[b], whole(W, x[b : b + 1], g[b : b + 1], u, v))
+        assert close(samples.sum(dim=0), whole(W, x, g, u, v))
 
 
 def test_the_seed_s_correction_term_is_no_gradient():
@@ -110,9 +110,9 @@ def test_the_seed_s_correction_term_is_no_gradient():
     s = gradients.sigma(W, u, v)
     main = torch.einsum("bi,bj->bij", g, x) / s
     seed = (main - torch.outer(u, v) * (W @ x.T) / s**2).sum(dim=0)
-    exact = gradients.full(W, u, v, x, g)
+    exact = gradients.full(W, x, g, u, v)
     assert float((seed - exact).norm() / exact.norm()) > 0.1
-    assert float((gradients.simplified(W, u, v, x, g) - exact).norm() / exact.norm()) > 0.01
+    assert float((gradients.simplified(W, x, g, u, v) - exact).norm() / exact.norm()) > 0.01
 
 
 @pytest.mark.parametrize("mode", ["full", "simplified"])
@@ -142,7 +142,7 @@ def test_the_gradient_of_the_input_is_the_same_in_both_modes(shape):
     W, u, v, x, g = case(*shape)
     x = x.requires_grad_()
     (g * (x @ W.T / top(W))).sum().backward()
-    assert close(gradients.input_gradient(W, u, v, g), x.grad)
+    assert close(gradients.input_gradient(W, g, u, v), x.grad)
     # lam = <g, y_hat> is <dL/dx, x>: nothing of the forward pass is needed for it.
     assert float((x.grad * x).sum().detach()) == pytest.approx(float(((g * (x @ W.T)).sum() / top(W)).detach()), rel=1e-9, abs=1e-12)
 
@@ -152,7 +152,19 @@ def test_the_correction_s_share_does_not_change_when_the_weight_is_scaled():
     W, u, v, x, g = case(6, 5, 3, 1)
     shares = []
     for factor in (0.01, 1.0, 100.0):
-        exact, dropped = (function(W * factor, u, v, x, g) for function in (gradients.full, gradients.simplified))
+        exact, dropped = (function(W * factor, x, g, u, v) for function in (gradients.full, gradients.simplified))
         shares.append(float((exact - dropped).norm() / dropped.norm()))
     assert shares == pytest.approx([shares[0]] * 3, rel=1e-9)
     assert shares[0] > 0.01
+
+
+@settings(max_examples=10, deadline=None)
+@given(shapes)
+def test_a_pair_that_is_left_out_is_the_leading_one(shape):
+    W, u, v, x, g = case(*shape)
+    for function, arguments in (
+        (gradients.sigma, ()), (gradients.sigma_squared_gradient, ()), (gradients.inverse_sigma_gradient, ()),
+        (gradients.full_jacobian, (x[0],)), (gradients.input_gradient, (g,)), (gradients.full, (x, g)), (gradients.simplified, (x, g)),
+        (gradients.full_per_sample, (x, g)), (gradients.simplified_per_sample, (x, g)),
+    ):  # fmt: skip
+        assert close(function(W.requires_grad_(), *arguments).detach(), function(W.detach(), *arguments, u, v), 1e-10)

@@ -85,7 +85,7 @@ def test_a_linear_layer_s_gradient_is_the_closed_form_in_small_and_large_batches
     converge(layer, tolerance=1e-15)
     x, g = torch.randn(batch, 16, dtype=torch.float64), torch.randn(batch, 4, dtype=torch.float64)
     layer(x).backward(g)
-    torch.testing.assert_close(layer.weight.grad, getattr(gradients, mode)(layer.weight.detach(), *layer.pair, x, g))
+    torch.testing.assert_close(layer.weight.grad, getattr(gradients, mode)(layer.weight.detach(), x, g, *layer.pair))
     torch.testing.assert_close(layer.bias.grad, g.sum(dim=0))
 
 

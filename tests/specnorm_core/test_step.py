@@ -137,7 +137,12 @@ def test_what_another_weight_left_is_not_used(kind):
         change(one)
     assert same(layer.refresh(), fresh.refresh())
     layer.train()(x)
+    fresh.refresh(3)
     layer.set_pair(*fresh.pair)
+    assert same(layer.refresh(), fresh.refresh())
+    layer(x)
+    for one in (layer, fresh):
+        one.double()
     assert same(layer.refresh(), fresh.refresh())
 
 
@@ -184,10 +189,10 @@ def test_the_gradient_is_the_closed_form_in_each_way_to_compute_it(monkeypatch, 
     layer(x).backward(g)
     weight = layer.weight.detach()
     assert sigma > 0.5  # the cap binds, so that both constraints are W c / sigma
-    torch.testing.assert_close(layer.weight.grad, 0.5 * getattr(gradients, mode)(weight, *layer.pair, x.detach(), g))
+    torch.testing.assert_close(layer.weight.grad, 0.5 * getattr(gradients, mode)(weight, x.detach(), g, *layer.pair))
     torch.testing.assert_close(layer.bias.grad, g.sum(dim=0))
     if needs_x:
-        torch.testing.assert_close(x.grad, 0.5 * gradients.input_gradient(weight, *layer.pair, g))
+        torch.testing.assert_close(x.grad, 0.5 * gradients.input_gradient(weight, g, *layer.pair))
 
 
 def test_the_gradient_of_one_row_is_the_same_beyond_the_cache(monkeypatch):
