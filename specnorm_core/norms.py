@@ -58,8 +58,23 @@ def matrix(layer: SpectralLayer) -> np.ndarray:
     return weight
 
 
+def _float64(of: object) -> np.ndarray:
+    """Return a tensor or an array in float64.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(of, Tensor):
+        of = of.detach().double().cpu().numpy()
+    if isinstance(of, np.ndarray):
+        return of.astype(np.float64)
+    raise TypeError(
+        f"sigma is that of a spectral layer or of a matrix, not of {type(of).__name__}; specnorm_core.spectral_norm converts a model"
+    )
+
+
 @torch.no_grad()
-def sigma(of: SpectralLayer | Tensor) -> float:
+def sigma(of: SpectralLayer | Tensor | np.ndarray) -> float:
     """Return the estimate of sigma of a layer (its cached pair) or of a matrix ``(m, n)``; a lower bound.
 
     Evaluated in float64 on unit vectors of float64, less a hair for its own rounding: the float32 value of ``layer.sigma()`` can lie
@@ -68,13 +83,13 @@ def sigma(of: SpectralLayer | Tensor) -> float:
     if isinstance(of, SpectralLayer):
         u, v = (functional.unit(part.double()) for part in of.pair)
         return abs(float((u * of.forward_map(v, of.weight.double())).sum())) * (1 - 1e-9)
-    return bounds.sigma_estimate(of.detach().double().cpu().numpy())
+    return bounds.sigma_estimate(_float64(of))
 
 
-def sigma_upper(of: SpectralLayer | Tensor) -> float:
+def sigma_upper(of: SpectralLayer | Tensor | np.ndarray) -> float:
     """Return a rigorous upper bound of sigma, rounding included, of a layer (in its own norm) or of a matrix ``(m, n)``."""
     if not isinstance(of, SpectralLayer):
-        return bounds.sigma_upper(of.detach().double().cpu().numpy())
+        return bounds.sigma_upper(_float64(of))
     if isinstance(of, SpectralConvolution) and of.norm == "operator":
         return operator_sigma_upper(of, of.weight)
     return bounds.sigma_upper(matrix(of))

@@ -194,6 +194,16 @@ def test_edge_shapes_have_norm_one(m, n):
     assert float(torch.linalg.svdvals(effective)[0]) == pytest.approx(1.0, rel=1e-9)
 
 
+def test_sigma_is_that_of_a_layer_a_tensor_or_an_array_and_of_nothing_else():
+    layer = sn.SpectralLinear(5, 4)
+    weight = layer.weight.detach()
+    for of in (layer, weight, weight.numpy()):
+        assert sn.sigma(of) <= float(torch.linalg.svdvals(weight.double())[0]) <= sn.sigma_upper(of) <= sn.sigma(of) * (1 + 1e-5)
+    for function in (sn.sigma, sn.sigma_upper):
+        with pytest.raises(TypeError, match="not of Linear"):
+            function(nn.Linear(5, 4))
+
+
 def test_bad_options_are_refused_with_the_choices():
     with pytest.raises(ValueError, match="full, simplified; got 'half'"):
         sn.SpectralLinear(3, 3, gradient_mode="half")

@@ -206,6 +206,31 @@ def test_the_gradient_of_one_row_is_the_same_beyond_the_cache(monkeypatch):
     assert layer.weight.grad.is_contiguous()
 
 
+class NoSecondWeight(TorchDispatchMode):
+    """Fails where a tensor of the weight's shape appears that is not the weight itself."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and sorted(result.shape) == sorted(self.weight.shape):
+            same_memory = result.untyped_storage().data_ptr() == self.weight.untyped_storage().data_ptr()
+            assert same_memory, f"{function} makes a second weight"
+        return result
+
+
+@pytest.mark.parametrize("mode", ["full", "simplified"])
+@every_layer
+def test_the_forward_pass_never_forms_the_weight_divided_by_sigma(kind, mode):
+    layer, x = make(kind, gradient_mode=mode)
+    with NoSecondWeight(layer.weight):
+        layer(x)
+    with pytest.raises(AssertionError, match="second weight"), NoSecondWeight(layer.weight):
+        layer.weight / layer.sigma()
+
+
 def most_bytes(layer, x, g):
     """The most that tensors take at once in a step, beyond those before it."""
     layer(x).backward(g)
