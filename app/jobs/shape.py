@@ -10,7 +10,7 @@ ORGANIZATION = "specnorm"
 def job_object(row: Row[Any]) -> dict[str, Any]:
     """Return a job as ``fine_tuning.job``."""
     request = row.request
-    hyperparameters = request["hyperparameters"]
+    hyperparameters = _told(request["hyperparameters"])
     return {
         "id": row.id,
         "object": "fine_tuning.job",
@@ -28,7 +28,7 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "trained_tokens": None,
         "integrations": None,
         "metadata": request["metadata"],
-        "seed": hyperparameters["seed"],
+        "seed": hyperparameters.get("seed"),
         "hyperparameters": hyperparameters,
         "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
         "suffix": request["suffix"],
@@ -41,6 +41,13 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "result": row.result,
         "spectral": row.spectral,
     }
+
+
+def _told(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters as a client sees them: a private job has no seed, so none is named."""
+    if hyperparameters.get("privacy") is None:
+        return hyperparameters
+    return {name: value for name, value in hyperparameters.items() if name != "seed"}
 
 
 def event_object(row: Row[Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a private training guarantees, in words and numbers that a reviewer can check."""
 
+from decimal import ROUND_CEILING, Context
 from importlib.metadata import version
 
 from export.bundle import Privacy
@@ -26,16 +27,21 @@ NOT_COVERED = (
 )
 
 
+def above(epsilon: float) -> str:
+    """Return ``epsilon`` in words: four digits, rounded up, so that no sentence says less than what was spent."""
+    return f"{float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(epsilon)):.4g}"
+
+
 def guarantee(run: Fit, *, parent: str, validation_is_public: bool) -> Privacy | None:
     """Return what ``run``, a training of ``parent`` further, guarantees; None: nothing, it is not private."""
     if run.plan is None or run.epsilon is None:
         return None
-    plan, asked = run.plan, run.plan.privacy
+    plan, asked, spent = run.plan, run.plan.privacy, above(run.epsilon)
     return Privacy(
         statement=(
-            f"This version is ({run.epsilon:.4g}, {asked.delta:g})-differentially private with respect to single rows of the data: "
-            f"whether any one row was there or not changes the probability of any outcome by a factor of at most exp({run.epsilon:.4g}), "
-            f"except for a probability of {asked.delta:g}. Outcome: the weights of all steps, and all that the job showed."
+            f"This version is ({spent}, {asked.delta})-differentially private with respect to single rows of the data: "
+            f"whether any one row was there or not changes the probability of any outcome by a factor of at most exp({spent}), "
+            f"except for a probability of {asked.delta}. Outcome: the weights of all steps, and all that the job showed."
         ),
         epsilon=run.epsilon, delta=asked.delta, unit=UNIT, mechanism=MECHANISM, sampling=SAMPLING, sample_rate=plan.sample_rate,
         noise_multiplier=plan.noise_multiplier, max_grad_norm=asked.max_grad_norm, steps_charged=run.begun, steps_taken=run.step,

@@ -10,6 +10,7 @@ from app.errors import CorruptError, NotFoundError
 from app.jobs.attempt import Attempt
 from app.registry.blobs import Blobs
 from app.worker.failure import JobFailedError
+from app.worker.guarantee import above
 from app.worker.pulse import Pulse
 from specnorm_core.data import Dataset
 from specnorm_core.training import DivergedError, Fit, Hyperparameters, StepRecord
@@ -96,7 +97,8 @@ class _Diary:
         self._noted, self._told = record.step, now
         pace = (now - self._began) / (record.step - self._first)
         data = {"step": record.step, "steps": record.steps, "epoch": record.epoch, **self._numbers(), "sigma": _finite(self._sigma)}
-        told = f"epsilon {self._run.epsilon:.6g}" if record.loss is None else f"loss {record.loss:.6g}"
+        epsilon = self._run.epsilon
+        told = f"loss {record.loss:.6g}" if epsilon is None else f"epsilon {above(epsilon)}"
         message = f"Step {record.step} of {record.steps}: {told}"
         left = pace * (record.steps - record.step)
         self._attempt.progress(message, data, step=record.step, steps=record.steps, seconds_left=left)
@@ -117,7 +119,7 @@ class _Diary:
         steps = run.begun + ahead
         spent = {"epsilon": run.plan.epsilon(steps), "delta": run.plan.privacy.delta}
         when = "is spent" if ahead == 0 else f"counts as spent before the next {ahead} steps are taken"
-        self._attempt.charge(steps, f"Epsilon {spent['epsilon']:.6g} at delta {spent['delta']:g} {when}: {steps} steps in all.", spent)
+        self._attempt.charge(steps, f"Epsilon {above(spent['epsilon'])} at delta {spent['delta']:g} {when}: {steps} steps in all.", spent)
 
     def metrics(self) -> dict[str, float]:
         """Return the last numbers, for the manifest."""

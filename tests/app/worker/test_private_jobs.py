@@ -15,6 +15,7 @@ import pytest
 from app.db import DATABASE
 from app.jobs.dispatch import Dispatcher
 from app.jobs.launcher import Local
+from app.worker.guarantee import above
 from app.worker.pulse import Pulse
 from specnorm_core.privacy import epsilon
 
@@ -52,7 +53,7 @@ def test_a_private_job_ends_as_a_version_whose_manifest_states_the_guarantee(wor
     assert (stated.steps_taken, stated.steps_charged) == (20, 20)
     assert stated.epsilon == pytest.approx(spent(20, 640))
     assert (stated.sample_rate, stated.noise_multiplier, stated.max_grad_norm, stated.delta) == (0.1, 1.0, 1.0, 1e-4)
-    for word in (f"{stated.epsilon:.4g}", "0.0001", "single rows"):
+    for word in (f"({above(stated.epsilon)}, 0.0001)", "single rows"):
         assert word in stated.statement
     assert "digits:1" in stated.not_covered[0]
     words = " ".join((stated.sampling, stated.mechanism, stated.accountant, stated.unit, stated.randomness))
@@ -73,8 +74,7 @@ def test_a_private_job_shows_no_loss_no_digest_and_no_seed_anywhere(workspace: A
     shown = [
         *map(json.dumps, events(workspace, job)),
         *map(json.dumps, workspace.jobs.checkpoints(job).items),
-        json.dumps(workspace.jobs.get(job)["result"]),
-        json.dumps(workspace.jobs.get(job)["spectral"]),
+        json.dumps(workspace.jobs.get(job)),
         manifest(workspace).model_dump_json(exclude={"tools", "files"}),
         *(content.decode("latin-1") for content in raw.values()),
         *capfd.readouterr(),
@@ -86,10 +86,18 @@ def test_a_private_job_shows_no_loss_no_digest_and_no_seed_anywhere(workspace: A
         assert digest not in text
         assert rows not in text
         assert not re.search(r"seed\W{1,5}\d", text)
+    assert workspace.jobs.get(job)["seed"] is None
     training = manifest(workspace).training
     assert (training.data_digest, training.seed) == (None, None)
     assert set(training.metrics) == {"epsilon"}
     assert manifest(workspace).verification["real_inputs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "words"), [(2.99643, "2.997"), (2.997, "2.997"), (0.100001, "0.1001"), (12345.6, "1.235e+04"), (3.0, "3")]
+)
+def test_an_epsilon_in_words_is_never_less_than_what_was_spent(epsilon: float, words: str) -> None:
+    assert above(epsilon) == words
 
 
 def test_two_runs_of_the_same_private_job_differ(workspace: Any) -> None:
