@@ -51,6 +51,17 @@ class Words(nn.Module):
         return self.out(self.dense(self.embedding(x)).relu().mean(dim=1))
 
 
+def axes(mode="full"):
+    """Convolutions over one and three axes and a transposed one, each reading the pixels of the one before in its own shape."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        sn.SpectralConvTranspose2d(1, 2, 2, stride=2, input_size=3, gradient_mode=mode), nn.Flatten(2),
+        sn.SpectralConv1d(2, 2, 3, padding=1, input_size=36, gradient_mode=mode), nn.Tanh(), nn.Unflatten(2, (4, 3, 3)),
+        sn.SpectralConv3d(2, 2, 2, input_size=(4, 3, 3), gradient_mode=mode), nn.Flatten(), nn.Linear(24, 3),
+    )  # fmt: skip
+    return model.double(), torch.randn(24, 1, 3, 3, dtype=torch.float64), torch.randint(3, (24,))
+
+
 def words(mode="full"):
     torch.manual_seed(0)
     return Words(mode).double(), torch.randint(11, (24, 4)), torch.randint(3, (24,))
@@ -107,7 +118,7 @@ def with_ours(model, x, y, *, steps=1):
 
 
 @pytest.mark.parametrize("gradient_mode", ["full", "simplified"])
-@pytest.mark.parametrize("make", [images, words])
+@pytest.mark.parametrize("make", [images, axes, words])
 @pytest.mark.parametrize("mode", MODES)
 def test_without_noise_opacus_ends_where_our_own_sums_end(mode, make, gradient_mode):
     theirs, x, y = make(gradient_mode)
