@@ -36,6 +36,48 @@ def test_rank_one_and_repeated_singular_values_are_no_hindrance():
     assert sigma_after(orthogonal) == pytest.approx(1, rel=1e-6)
 
 
+def few_rows(rank):
+    matrix = torch.zeros(48, 64)
+    matrix[:rank] = torch.randn(rank, 64)
+    return matrix
+
+
+LOW_RANK = {
+    "few rows": few_rows,
+    "few columns": lambda rank: few_rows(rank).T,
+    "the same rows again": lambda rank: torch.randn(rank, 64).repeat(6, 1),
+    "whole numbers": lambda rank: torch.randint(-2, 3, (48, rank)).float() @ torch.randint(-2, 3, (rank, 64)).float(),
+    "blocks of ones": lambda rank: torch.block_diag(*[torch.ones(3, 4)] * rank),
+    "a product": lambda rank: torch.randn(48, rank) @ torch.randn(rank, 64),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [1, 2, 5, 9, 15])
+@pytest.mark.parametrize("kind", LOW_RANK)
+def test_a_rank_below_the_number_of_steps_is_no_hindrance(kind, rank, dtype):
+    torch.manual_seed(rank)
+    matrix = LOW_RANK[kind](rank).to(dtype)
+    assert sigma_after(matrix) == pytest.approx(true_sigma(matrix), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: sn.SpectralConv1d(2, 3, 3, padding=1, input_size=8),
+        lambda: sn.SpectralConv2d(2, 3, 3, padding=1, input_size=4),
+        lambda: sn.SpectralConv3d(2, 3, 2, input_size=3),
+        lambda: sn.SpectralConvTranspose2d(2, 3, 2, stride=2, input_size=3),
+    ],
+)
+def test_a_kernel_of_ones_has_the_sigma_of_its_map(layer):
+    layer = layer()
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    layer.rederive()
+    assert 1 <= sn.sigma_upper(layer) / sn.sigma(layer) < 1 + 1e-5
+
+
 def test_more_steps_come_closer_and_never_above():
     torch.manual_seed(0)
     matrix = torch.randn(200, 300, dtype=torch.float64)
