@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from mpmath import mp
 
 from specnorm_core import bounds, convolution_bounds, dense_bounds
 from specnorm_core.bounds import conv_sigma_estimate, conv_sigma_upper, matricised_sigma_upper, sigma_estimate, sigma_upper
@@ -42,6 +43,20 @@ def test_the_upper_bound_holds_in_exact_rational_arithmetic(matrix, exponent):
     if estimate:
         assert not at_most(matrix, estimate * (1 - 1e-6))
         assert at_most(matrix.T, upper)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.floats(-1e3, 1e3, allow_subnormal=False)),
+    st.integers(-60, 60),
+)
+def test_the_bounds_enclose_the_singular_value_of_forty_digits(matrix, exponent):
+    matrix = np.ldexp(matrix, exponent)
+    with mp.workdps(40):
+        exact = max(mp.svd_r(mp.matrix(matrix.tolist()), compute_uv=False))
+        hair = exact * mp.mpf("1e-35")  # of the forty digits' own rounding
+        assert exact - hair <= sigma_upper(matrix) <= exact * (1 + mp.mpf("1e-6"))
+        assert exact * (1 - mp.mpf("1e-6")) <= sigma_estimate(matrix) <= exact * (1 + mp.mpf("1e-12"))
 
 
 @pytest.mark.parametrize("seed", range(40))
