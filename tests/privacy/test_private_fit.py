@@ -100,6 +100,14 @@ def test_the_power_iteration_and_the_steps_do_not_depend_on_the_batch_that_was_d
     assert run.begun == 90
 
 
+def test_a_step_tells_nothing_of_the_size_of_its_batch(digits):
+    chosen = options(epochs=2, noise_multiplier=100.0).model_copy(update={"batch_size": 4})
+    run = sn.Fit(network(), digits.subset(torch.arange(40).numpy()), chosen)
+    for _ in run:  # batches of 0 to some 9 rows, each divided by the 4 that are expected
+        drawn = torch.cat([parameter.grad.flatten() for parameter in run.model.parameters()])
+        assert float(drawn.std()) == pytest.approx(100 / 4, rel=0.06)
+
+
 def test_a_checkpoint_of_private_rows_holds_no_digest_of_them(digits):
     run = sn.Fit(network(), digits, options())
     next(iter(run))
