@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from sqlalchemy import Engine
@@ -16,6 +17,8 @@ from app.api import admin, docs, errors, metrics, session, v1, v2
 from app.api.guard import Guard
 from app.api.imports import Imports
 from app.api.promotion import Promotion
+from app.api.shortcut import Shortcut
+from app.api.wire import protocol
 from app.db import connect
 from app.errors import SpecnormError, UnavailableError
 from app.inference.catalog import Catalog
@@ -39,8 +42,20 @@ RETRY_SECONDS = 30.0
 log = logging.getLogger(__name__)
 
 
+class Service(NamedTuple):
+    """The service as one ASGI application, and uvicorn's setting ``http`` that lets plain inference requests past it."""
+
+    app: ASGIApp
+    http: Any
+
+
 def create_app(settings: Settings) -> ASGIApp:
-    """Return the service as one ASGI application.
+    """Return the service as one ASGI application; see :func:`create_service`."""
+    return create_service(settings).app
+
+
+def create_service(settings: Settings) -> Service:
+    """Return the service.
 
     Raises:
         InvalidRequestError: the settings would serve others without keys, or the file of keys cannot be read.
@@ -63,7 +78,7 @@ def create_app(settings: Settings) -> ASGIApp:
     page.add(lambda: metrics.live(catalog))
     page.add(lambda: metrics.stored(database))
     api.router.routes.append(metrics.route(page))
-    return guard
+    return Service(guard, protocol(Shortcut(catalog, settings, judged_by, guard.count)))
 
 
 def create_dispatcher(settings: Settings, database: Engine | None = None) -> Dispatcher:

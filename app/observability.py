@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
@@ -19,6 +20,10 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+# An id has only to differ from all others: a number of this process under the process's own random one.
+_THIS_PROCESS = uuid.uuid4().hex[:16]
+_NUMBERS = count(1)
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -90,7 +95,7 @@ def _number(value: float) -> str:
 
 def new_request_id(given: str | None) -> str:
     """Return the caller's id of a request where it is fit to be logged and echoed, otherwise a fresh one."""
-    return given if given and _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given and _GIVEN_ID.fullmatch(given) else f"{_THIS_PROCESS}{next(_NUMBERS):016x}"
 
 
 class _Json(logging.Formatter):

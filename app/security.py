@@ -131,6 +131,11 @@ class Keys:
                 found = key
         return Principal(found.id, found.scopes) if found else None
 
+    def current(self) -> tuple[Key, ...]:
+        """Return the keys as the file has them now; the same object while it is unchanged."""
+        self._refresh()
+        return self._keys
+
     def _refresh(self) -> None:
         stamp = self._stat()
         if stamp == self._stamp:

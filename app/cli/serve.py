@@ -97,7 +97,7 @@ def _run(settings: "Settings", listener: socket.socket, started: Callable[[], No
     """Serve until a signal asks to stop; then answer what is in flight and return."""
     import uvicorn  # noqa: PLC0415
 
-    from app.main import create_app  # noqa: PLC0415
+    from app.main import create_service  # noqa: PLC0415
     from app.observability import configure_logging  # noqa: PLC0415
 
     class Server(uvicorn.Server):
@@ -107,10 +107,11 @@ def _run(settings: "Settings", listener: socket.socket, started: Callable[[], No
                 started()
 
     configure_logging(settings.log_level, settings.log_format)
+    service = create_service(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        service.app,
         loop="uvloop",
-        http="httptools",
+        http=service.http,
         access_log=False,
         log_config=None,
         server_header=False,

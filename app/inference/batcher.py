@@ -10,11 +10,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from app.errors import InvalidRequestError, QueueFullError, UnavailableError
+from app.inference.outputs import Joined, Outputs, Part
 from app.inference.session import Session, Stop
 from app.inference.statistics import Run, Statistics
 from app.inference.tensors import Array, Shape
@@ -25,9 +26,25 @@ Key = tuple[Shape, ...]
 class Result(NamedTuple):
     """Outputs of one request, and the nanoseconds that it waited and ran."""
 
-    outputs: dict[str, Array]
+    outputs: Outputs
     queue_ns: int
     run_ns: int
+
+
+class Waiter(Protocol):
+    """Whoever waits for a result; a future of asyncio is one."""
+
+    def done(self) -> bool:
+        """Return whether it was told already, or has gone."""
+        ...
+
+    def set_result(self, result: Result, /) -> None:
+        """Take the result."""
+        ...
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Take what went wrong instead."""
+        ...
 
 
 class Waiting:
@@ -35,13 +52,13 @@ class Waiting:
 
     __slots__ = ("deadline", "future", "inputs", "key", "rows", "since_ns")
 
-    def __init__(self, inputs: dict[str, Array], rows: int, deadline: float, future: "asyncio.Future[Result]") -> None:
+    def __init__(self, inputs: dict[str, Array], rows: int, deadline: float, future: Waiter) -> None:
         self.inputs = inputs
         self.rows = rows
         self.deadline = deadline
         self.future = future
         self.since_ns = time.perf_counter_ns()
-        self.key: Key = tuple(array.shape[1:] for _, array in sorted(inputs.items()))
+        self.key: Key = tuple([inputs[name].shape[1:] for name in (inputs if len(inputs) == 1 else sorted(inputs))])
 
 
 class Batcher:
@@ -83,23 +100,29 @@ class Batcher:
             UnavailableError: the deadline passed.
             InvalidRequestError: the session refuses these inputs.
         """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        waiting = self.enter(loop, inputs, rows, deadline, future)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.leave(waiting)
+            raise
+
+    def enter(self, loop: asyncio.AbstractEventLoop, inputs: dict[str, Array], rows: int, deadline: float, waiter: Waiter) -> Waiting:
+        """Queue a request, of which ``waiter`` will be told; see :meth:`submit`."""
         if self._queue and self._rows + rows > self._queue_rows:
             raise QueueFullError(f"{self._rows} rows wait already, and at most {self._queue_rows} may; try again in a second.")
-        loop = asyncio.get_running_loop()
-        waiting = Waiting(inputs, rows, deadline, loop.create_future())
+        waiting = Waiting(inputs, rows, deadline, waiter)
         self._queue.append(waiting)
         self._rows += rows
         if self._running:
             self._wake(loop, deadline)
         else:
             self._schedule(loop)
-        try:
-            return await waiting.future
-        except asyncio.CancelledError:
-            self._leave(waiting)
-            raise
+        return waiting
 
-    def _leave(self, waiting: Waiting) -> None:
+    def leave(self, waiting: Waiting) -> None:
         """Give up the place of a request whose caller has gone; a run that nobody waits for any more is ended."""
         if waiting in self._queue:
             self._queue.remove(waiting)
@@ -192,10 +215,12 @@ class Batcher:
         self._statistics.executed(rows, run)
         return [Result(part, start - waiting.since_ns, run.infer) for waiting, part in zip(batch, outputs, strict=True)]
 
-    def _run_together(self, batch: Sequence[Waiting], rows: int, stop: Stop | None) -> tuple[list[dict[str, Array]], Run]:
+    def _run_together(self, batch: Sequence[Waiting], rows: int, stop: Stop | None) -> tuple[list[Outputs], Run]:
         begun = time.perf_counter_ns()
         if len(batch) == 1:
-            alone = self._session.run(batch[0].inputs, stop)
+            alone: Outputs = self._session.run(batch[0].inputs, stop)
+            if self._max_batch_rows and all(array.ndim and array.shape[0] == rows for array in alone.values()):
+                alone = Part(Joined(alone), 0, rows)
             return [alone], Run(0, time.perf_counter_ns() - begun, 0)
         joined = {name: np.concatenate([waiting.inputs[name] for waiting in batch]) for name in batch[0].inputs}
         ready = time.perf_counter_ns()
@@ -203,10 +228,11 @@ class Batcher:
         computed = time.perf_counter_ns()
         if any(not array.ndim or array.shape[0] != rows for array in outputs.values()):
             raise InvalidRequestError("an output has not one row for each row of the input")
-        parts: list[dict[str, Array]] = []
+        shared = Joined(outputs)
+        parts: list[Outputs] = []
         at = 0
         for waiting in batch:
-            parts.append({name: array[at : at + waiting.rows] for name, array in outputs.items()})
+            parts.append(Part(shared, at, at + waiting.rows))
             at += waiting.rows
         return parts, Run(ready - begun, computed - ready, time.perf_counter_ns() - computed)
 

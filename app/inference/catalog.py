@@ -153,6 +153,16 @@ class Catalog:
         live = self._live.get(model)
         return live.version if live else None
 
+    def at_hand(self, model: str, version: str | None = None) -> Served | None:
+        """Return what :meth:`get` gives where that needs no waiting, otherwise None."""
+        live = self._live.get(model)
+        if live is not None and version in (None, live.version):
+            return live
+        if version is None or model in self._unloaded or (model, version) not in self._others:
+            return None
+        self._others.move_to_end((model, version))
+        return self._others[model, version]
+
     async def get(self, model: str, version: str | None = None) -> Served:
         """Return the live version, or the one asked for, which is loaded where it is not.
 

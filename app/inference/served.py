@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from app.inference.batcher import Batcher
+from app.inference.batcher import Batcher, Result, Waiting
 from app.inference.codec import Codec, Encoded, Request, shares_runs
+from app.inference.outputs import Outputs
 from app.inference.session import Session
 from app.inference.statistics import Statistics, Times
-from app.inference.tensors import Array
 from app.registry.artifact import Artifact
 from app.settings import Settings
 
@@ -19,9 +19,57 @@ AnswerT = TypeVar("AnswerT")
 class Response(NamedTuple):
     """Outputs of one request by name, and the nanoseconds that it waited and ran."""
 
-    outputs: dict[str, Array]
+    outputs: Outputs
     queue_ns: int
     run_ns: int
+
+
+class Asked:
+    """One request on its way through the batcher, without a coroutine: `answered` is called once, unless it is dropped."""
+
+    __slots__ = ("_answered", "_begun", "_decoded", "_served", "gone", "request", "waiting")
+
+    def __init__(self, served: "Served", request: Request, answered: Callable[[Encoded | Exception], None], begun: int) -> None:
+        self._served = served
+        self._answered = answered
+        self._begun = begun
+        self._decoded = time.perf_counter_ns()
+        self.request = request
+        self.gone = False
+        self.waiting: Waiting | None = None
+
+    def done(self) -> bool:
+        """Return whether nobody waits any more."""
+        return self.gone
+
+    def set_result(self, result: Result, /) -> None:
+        """Encode the result, count it, and pass it on."""
+        self.gone = True
+        computed = time.perf_counter_ns()
+        try:
+            encoded = self._served.encode(self.request, result.outputs)
+        except Exception as error:
+            self._fail(error)
+            return
+        times = Times(self._decoded - self._begun, result.queue_ns, result.run_ns, time.perf_counter_ns() - computed)
+        self._served.statistics.succeeded(times)
+        self._answered(encoded)
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Pass on what went wrong."""
+        self.gone = True
+        self._fail(exception if isinstance(exception, Exception) else RuntimeError(repr(exception)))
+
+    def _fail(self, error: Exception) -> None:
+        self._served.statistics.failed(time.perf_counter_ns() - self._begun)
+        self._answered(error)
+
+    def drop(self) -> None:
+        """Have nothing more to do with it: the caller has gone."""
+        if not self.gone and self.waiting is not None:
+            self.gone = True
+            self._served.statistics.failed(time.perf_counter_ns() - self._begun)
+            self._served.leave(self.waiting)
 
 
 class Served:
@@ -76,6 +124,32 @@ class Served:
         """Return the request in ``body``; see :meth:`Codec.decode`."""
         return self._codec.decode(body, json_bytes)
 
+    def encode(self, request: Request, outputs: Outputs) -> Encoded:
+        """Return the answer to ``request``; see :meth:`Codec.encode`."""
+        return self._codec.encode(request, outputs)
+
+    def leave(self, waiting: Waiting) -> None:
+        """Give up the place of a request; see :meth:`Batcher.leave`."""
+        self._batcher.leave(waiting)
+
+    def ask(
+        self, loop: asyncio.AbstractEventLoop, body: bytes, json_bytes: int | None, answered: Callable[[Encoded | Exception], None]
+    ) -> Asked:
+        """Begin what :meth:`answer` does, and have ``answered`` called from a later turn of the loop.
+
+        Raises what :meth:`decode` raises, and QueueFullError.
+        """
+        begun = time.perf_counter_ns()
+        try:
+            request = self._codec.decode(body, json_bytes)
+            asked = Asked(self, request, answered, begun)
+            limit = self._timeout if request.timeout is None else min(self._timeout, request.timeout)
+            asked.waiting = self._batcher.enter(loop, request.inputs, request.rows, loop.time() + limit, asked)
+        except BaseException:
+            self.statistics.failed(time.perf_counter_ns() - begun)
+            raise
+        return asked
+
     async def infer(self, request: Request) -> Response:
         """Return what the model gives for ``request``.
 
@@ -96,7 +170,7 @@ class Served:
         answer, _ = await self._counted(lambda: self._codec.read(document, raw), self._codec.write)
         return answer
 
-    async def _counted(self, decode: Callable[[], Request], encode: Callable[[Request, dict[str, Array]], AnswerT]) -> tuple[AnswerT, int]:
+    async def _counted(self, decode: Callable[[], Request], encode: Callable[[Request, Outputs], AnswerT]) -> tuple[AnswerT, int]:
         begun = time.perf_counter_ns()
         try:
             request = decode()

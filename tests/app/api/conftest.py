@@ -15,7 +15,7 @@ from openai import OpenAI
 from app.db import connect
 from app.jobs.attempt import Attempt
 from app.jobs.store import Jobs
-from app.main import create_app
+from app.main import create_service
 from app.registry.blobs import Blobs
 from app.registry.registry import Registry
 from app.settings import Settings
@@ -35,8 +35,11 @@ class Service(NamedTuple):
 
 
 @contextlib.contextmanager
-def listening(settings: Settings) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning", timeout_graceful_shutdown=2))
+def listening(settings: Settings, **options: Any) -> Iterator[str]:
+    service = create_service(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(service.app, http=service.http, port=0, log_level="warning", timeout_graceful_shutdown=2, **options)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -48,8 +51,8 @@ def listening(settings: Settings) -> Iterator[str]:
         thread.join()
 
 
-@pytest.fixture
-def listen() -> Callable[[Settings], contextlib.AbstractContextManager[str]]:
+@pytest.fixture(scope="session")
+def listen() -> Callable[..., contextlib.AbstractContextManager[str]]:
     return listening
 
 

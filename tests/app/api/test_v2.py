@@ -17,7 +17,9 @@ import tritonclient.http.aio as triton_aio
 import uvicorn
 from tritonclient.utils import InferenceServerException
 
+from app.api.shortcut import Shortcut
 from app.api.v2 import InferApp, openapi
+from app.api.wire import protocol
 from app.errors import ForbiddenError, UnauthenticatedError
 from app.inference.catalog import Catalog
 from app.settings import Settings
@@ -30,10 +32,10 @@ BINARY_LIMIT = 400_000
 class Running:
     """The application behind a real server on a loopback port."""
 
-    def __init__(self, catalog: Catalog, app: InferApp) -> None:
+    def __init__(self, catalog: Catalog, app: InferApp, http: Any) -> None:
         self._catalog = catalog
         self._app = app
-        self._server = uvicorn.Server(uvicorn.Config(self._serve, interface="asgi3", port=0, log_level="error", lifespan="on"))
+        self._server = uvicorn.Server(uvicorn.Config(self._serve, interface="asgi3", http=http, port=0, log_level="error", lifespan="on"))
         self._thread = threading.Thread(target=self._server.run)
 
     async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
@@ -78,9 +80,10 @@ class Running:
         return status, json.loads(content)
 
 
-def start(folder: Any, settings: Settings, **hooks: Any) -> Running:
+def start(folder: Any, settings: Settings, *, ordinary: bool = False, **hooks: Any) -> Running:
     catalog = Catalog(folder, settings)
-    return Running(catalog, InferApp(catalog, settings, version="0.1", **hooks))
+    http = "httptools" if hooks or ordinary else protocol(Shortcut(catalog, settings, None, lambda _method, _status: None))
+    return Running(catalog, InferApp(catalog, settings, version="0.1", **hooks), http)
 
 
 def limits(**values: Any) -> dict[str, Any]:
@@ -102,13 +105,17 @@ def serve(folder: Any, settings_with: Callable[..., Settings]) -> Iterator[Calla
         yield lambda hooks=None, **values: stack.enter_context(start(folder, settings_with(**limits(**values)), **(hooks or {})))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["short cut", "ordinary"])
 def server(
-    models: Any, folder_at: Any, settings_with: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory
+    models: Any,
+    folder_at: Any,
+    settings_with: Callable[..., Settings],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Running]:
     folder = folder_at(tmp_path_factory.mktemp("served") / "bundles")
     fill(folder, models)
-    with start(folder, settings_with(**limits())) as running:
+    with start(folder, settings_with(**limits()), ordinary=request.param == "ordinary") as running:
         yield running
 
 

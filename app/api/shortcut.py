@@ -1,0 +1,193 @@
+"""Inference without ASGI: the requests that need nothing but the model, from the bytes of a message to those of its answer.
+
+A request takes the short cut where its head is a plain one: POST to the infer route of a loaded version, HTTP/1.1 kept
+alive, a Content-Length within the limit, no transfer or content encoding, no ``Expect``, nothing to decode in its path.
+Any other goes the ordinary way, which gives the same answer.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import httptools
+
+from app.api.body import HEADER_LENGTH, Framing, framing
+from app.api.errors import response_of
+from app.errors import SpecnormError
+from app.inference.catalog import Catalog, Served
+from app.observability import new_request_id
+from app.security import Access, authorise
+from app.settings import Settings
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+_PATH: Final = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer")
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: ?([0-9]{1,10})\r\n", re.IGNORECASE)
+_NOT_HERE: Final = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"})
+_UNIQUE: Final = frozenset({b"x-request-id", b"traceparent"})
+_LARGEST_HEAD: Final = 4096
+_MOST_HEADS: Final = 1024
+_JUDGED_AFRESH: Final = 0.05  # seconds after which a change of the keys takes effect here
+
+
+class Head(NamedTuple):
+    """What a message says before its body, but for the length of that."""
+
+    path: str
+    model: str
+    version: str | None
+    headers: Headers
+    how: Framing
+    request_id: bytes
+    limit: int
+
+
+class Message(NamedTuple):
+    """A head, the version that it names, where the body begins, and how long that is."""
+
+    head: Head
+    served: Served
+    begin: int
+    length: int
+
+
+class Shortcut:
+    """What the connections of one service share.
+
+    Args:
+        catalog: what is served.
+        settings: limits.
+        access: what requests are judged by.
+        count: told method and status of every answer.
+    """
+
+    def __init__(self, catalog: Catalog, settings: Settings, access: Access | None, count: Callable[[str, int], None]) -> None:
+        self._catalog = catalog
+        self._settings = settings
+        self._access = access
+        self._count = count
+        self._heads: dict[bytes, Head] = {}
+        self._common: list[tuple[bytes, bytes]] = []
+        self._lines = b""
+        self._keys: object = None
+        self._fresh_until = 0.0
+        self.seconds = settings.request_timeout
+
+    def message(self, data: bytes, now: float) -> Message | None:
+        """Return the message that ``data`` begins with, None where it must go the ordinary way.
+
+        Args:
+            data: what the connection has to read; the beginning of a message.
+            now: on the loop's clock.
+        """
+        end = data.find(b"\r\n\r\n") + 4
+        length = _LENGTH.search(data, 0, end - 2) if 4 <= end <= _LARGEST_HEAD else None
+        if length is None:
+            return None
+        begin, stop = length.span(1)
+        # A parsed head may stand for any that differs in the digits of its one length alone.
+        key = data[:begin] + data[stop:end]
+        if now >= self._fresh_until:
+            self._refresh(now)
+        head = self._heads.get(key) or self._parse(key, data[:end])
+        size = int(length.group(1))
+        if head is None or size > head.limit:
+            return None
+        served = self._catalog.at_hand(head.model, head.version)
+        return None if served is None else Message(head, served, end, size)
+
+    def common(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the lines of the headers that uvicorn gives all answers; it makes a new list every second."""
+        if headers is not self._common:
+            self._common = headers
+            self._lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        return self._lines
+
+    def count(self, status: int) -> None:
+        """Take note of an answer."""
+        self._count("POST", status)
+
+    def refused(self, error: Exception, head: Head) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes]:
+        """Return status, headers and body of the answer to a request that ended in ``error``."""
+        response = response_of(error, head.path)
+        return response.status_code, response.raw_headers, bytes(response.body)
+
+    def _refresh(self, now: float) -> None:
+        """Forget what was judged by other keys than those of now."""
+        self._fresh_until = now + _JUDGED_AFRESH
+        keys = self._access.keys.current() if self._access and self._access.keys else None
+        if keys is not self._keys:
+            self._heads.clear()
+            self._keys = keys
+
+    def _parse(self, key: bytes, text: bytes) -> Head | None:
+        """Return a head that is allowed here, and keep it where it is likely to come again."""
+        raw = _Raw.of(text)
+        match = _PATH.fullmatch(raw.url) if raw else None
+        if raw is None or match is None:
+            return None
+        path, model, version = raw.url.decode(), match[1].decode(), match[2].decode() if match[2] else None
+        headers = tuple(raw.headers)
+        try:
+            if self._access is not None:
+                authorise(self._access, "POST", path, headers, raw_path=path)
+            how = framing(headers)
+        except SpecnormError:
+            return None
+        limit = self._settings.max_json_bytes if how.json_bytes is None else self._settings.max_binary_bytes
+        if how.json_bytes is not None and how.json_bytes > self._settings.max_json_bytes:
+            return None
+        given = next((value for name, value in headers if name == b"x-request-id"), b"")
+        head = Head(path, model, version, headers, how, given, limit)
+        if _UNIQUE.isdisjoint(name for name, _ in headers):
+            if len(self._heads) >= _MOST_HEADS:
+                self._heads.clear()
+            self._heads[key] = head
+        return head
+
+
+class _Raw:
+    """Callbacks of httptools' parser for one head."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.complete = False
+
+    @classmethod
+    def of(cls, text: bytes) -> "_Raw | None":
+        """Return what ``text`` says where it is exactly one head, and one that the short cut is for."""
+        raw = cls()
+        parser = httptools.HttpRequestParser(raw)
+        try:
+            parser.feed_data(text[:-1])
+            early = raw.complete
+            parser.feed_data(text[-1:])
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return None
+        names = [name for name, _ in raw.headers]
+        plain = not early and raw.complete and parser.get_method() == b"POST" and parser.get_http_version() == "1.1"
+        if not plain or not parser.should_keep_alive() or names.count(b"content-length") != 1 or not _NOT_HERE.isdisjoint(names):
+            return None
+        return raw
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+def lines(json_bytes: int | None) -> bytes:
+    """Return the lines of an answer's head that its framing says."""
+    if json_bytes is None:
+        return b"content-type: application/json\r\n"
+    return b"content-type: application/octet-stream\r\n%s: %d\r\n" % (HEADER_LENGTH, json_bytes)
+
+
+def identity(head: Head) -> bytes:
+    """Return the id of a request: the caller's where it is fit to be echoed."""
+    return new_request_id(head.request_id.decode("latin-1") if head.request_id else None).encode()

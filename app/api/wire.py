@@ -1,0 +1,226 @@
+"""uvicorn's HTTP protocol with a short cut: a plain inference request is answered from the bytes, past ASGI.
+
+What :class:`Shortcut` does not take is fed to uvicorn's own parser, byte for byte. Only one message of a connection is on
+its way at a time, so answers keep the order of their requests, pipelined ones included.
+"""
+
+import asyncio
+import logging
+from functools import partial
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from app.api.body import compress
+from app.api.guard import NOSNIFF
+from app.api.shortcut import Head, Message, Shortcut, identity, lines
+from app.inference.codec import Encoded
+from app.inference.served import Asked
+
+_BEGINS: Final = b"POST /v2/models/"
+_NOSNIFF: Final = b"%s: %s\r\n\r\n" % NOSNIFF
+
+log = logging.getLogger("app.api")
+
+
+def protocol(shortcut: Shortcut) -> Any:
+    """Return what uvicorn's setting ``http`` takes."""
+    return partial(Wire, shortcut)
+
+
+class Wire(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        shortcut: Shortcut,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._shortcut = shortcut
+        self._within = False  # uvicorn's parser is in the middle of a message
+        self._message: Message | None = None  # the one that is on its way by the short cut
+        self._body = bytearray()
+        self._asked: Asked | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._late: asyncio.TimerHandle | None = None
+        self._later = bytearray()  # what came after it
+        self._closing = False
+        self._idle_since = 0.0
+        self._idle_alarm: asyncio.TimerHandle | None = None
+
+    # What uvicorn's protocol does, with an eye on where it is.
+
+    def on_message_begin(self) -> None:
+        """Begin an ordinary message."""
+        self._within = True
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """End one."""
+        self._within = False
+        super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sent."""
+        if self._message is not None or self._later:
+            self._hold(data)
+        else:
+            self._take(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of everything: the client has gone."""
+        if self._message is not None:
+            self._shortcut.count(499)
+        if self._asked is not None:
+            self._asked.drop()
+        for running in (self._late, self._idle_alarm, self._task):
+            if running is not None:
+                running.cancel()
+        self._message = None
+        self._later.clear()
+        super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        """Go on with what was held back while the client read nothing."""
+        super().resume_writing()
+        if self._message is None and self._later:
+            self.loop.call_soon(self._go_on)
+
+    def shutdown(self) -> None:
+        """Answer what is on its way, then close."""
+        if self._message is not None:
+            self._closing = True
+        else:
+            super().shutdown()
+
+    # The short cut.
+
+    def _take(self, data: bytes) -> None:
+        """Decide which way a message goes, or feed on the one that is under way."""
+        message = None
+        if not self._within and data.startswith(_BEGINS) and (self.cycle is None or self.cycle.response_complete):
+            if self.flow.write_paused:
+                self._hold(data)
+                return
+            message = self._shortcut.message(data, self.loop.time())
+        if message is None:
+            super().data_received(data)
+            return
+        self._unset_keepalive_if_required()
+        self._message = message
+        end = message.begin + message.length
+        if len(data) >= end:
+            if len(data) > end:
+                self._hold(data[end:])
+            self._ask(message, data[message.begin : end])
+        else:
+            self._body += memoryview(data)[message.begin :]
+            self._late = self.loop.call_later(self._shortcut.seconds, self._give_up, message.head)
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what cannot be read yet, or is more of the body that is awaited."""
+        message = self._message
+        if message is None or self._late is None:
+            self._later += data
+            if len(self._later) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            return
+        missing = message.length - len(self._body)
+        self._body += memoryview(data)[:missing]
+        if len(data) > missing:
+            self._later += memoryview(data)[missing:]
+        if len(data) >= missing:
+            self._late.cancel()
+            self._late = None
+            body, self._body = bytes(self._body), bytearray()
+            self._ask(message, body)
+
+    def _give_up(self, head: Head) -> None:
+        self._late = None
+        sentence = f"The body did not arrive within {self._shortcut.seconds:g} s."
+        self._refuse(head, HTTPException(408, sentence, {"Connection": "close"}))
+
+    def _ask(self, message: Message, body: bytes) -> None:
+        """Have the model answer."""
+        head, served, _, _ = message
+        try:
+            self._asked = served.ask(self.loop, body, head.how.json_bytes, partial(self._answer, head))
+        except Exception as error:
+            self._refuse(head, error)
+
+    def _answer(self, head: Head, said: Encoded | Exception) -> None:
+        """Write an answer, from the batcher."""
+        self._asked = None
+        try:
+            if isinstance(said, Exception):
+                self._refuse(head, said)
+            elif head.how.accepted:
+                self._task = self.loop.create_task(self._compressed(head, said))
+            else:
+                self._write(head, 200, lines(said.json_bytes), said.body)
+        except Exception:  # must not reach the others that shared the run
+            log.exception("an answer could not be written")
+            self.transport.abort()
+
+    async def _compressed(self, head: Head, said: Encoded) -> None:
+        body, encoding = await compress(said.body, head.how.accepted)
+        more = b"content-encoding: %s\r\nvary: accept-encoding\r\n" % encoding if encoding else b""
+        self._write(head, 200, lines(said.json_bytes) + more, body)
+
+    def _refuse(self, head: Head, error: Exception) -> None:
+        status, headers, body = self._shortcut.refused(error, head)
+        text = b"".join(b"%s: %s\r\n" % (name, value) for name, value in headers if name != b"content-length")
+        self._closing = self._closing or (b"connection", b"close") in headers
+        self._write(head, status, text, body)
+
+    def _write(self, head: Head, status: int, more: bytes, body: bytes) -> None:
+        """Write an answer and turn to the next message."""
+        self._message = self._asked = self._task = None
+        self.server_state.total_requests += 1
+        self._shortcut.count(status)
+        request_id = identity(head)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s %d", head.path, status)
+        close = b"connection: close\r\n" if self._closing and b"connection: close" not in more else b""
+        default = self._shortcut.common(self.server_state.default_headers)
+        self.transport.write(
+            b"%s%s%s%scontent-length: %d\r\nx-request-id: %s\r\n%s%s"
+            % (STATUS_LINE[status], default, more, close, len(body), request_id, _NOSNIFF, body)
+        )
+        if self._closing:
+            self.transport.close()
+        elif self._later:
+            self.loop.call_soon(self._go_on)
+        else:
+            self._idle_since = self.loop.time()
+            if self._idle_alarm is None:
+                self._idle_alarm = self.loop.call_later(self.timeout_keep_alive, self._ring)
+
+    def _go_on(self) -> None:
+        """Read what was held back."""
+        if self._message is not None or not self._later or self.transport.is_closing():
+            return
+        later, self._later = bytes(self._later), bytearray()
+        self.flow.resume_reading()
+        self._take(later)
+
+    def _ring(self) -> None:
+        """Close a connection that was idle for long enough; one alarm serves all of its requests."""
+        self._idle_alarm = None
+        if self._message is not None or self._within or self.timeout_keep_alive_task is not None or self.transport.is_closing():
+            return  # not idle, or idle since an ordinary answer, which has an alarm of its own
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._idle_alarm = self.loop.call_later(left, self._ring)
+        else:
+            self.transport.close()
