@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specnorm_core import activations, bounds, functional, gradients, losses, per_sample
+    from specnorm_core import activations, bounds, functional, gradients, losses, per_sample, privacy
     from specnorm_core.activations import FullSort, GroupSort, Householder
     from specnorm_core.architecture import Architecture, build, preset
     from specnorm_core.convert import ConversionWarning, load_torch_state_dict, plain, spectral_norm
@@ -55,14 +55,14 @@ _HOME = {
     "sigma_upper": "norms",
     "spectral_norm": "convert",
 }
-_MODULES = ("activations", "bounds", "functional", "gradients", "losses", "per_sample")
+_MODULES = ("activations", "bounds", "functional", "gradients", "losses", "per_sample", "privacy")
 
 __all__ = [
     "Architecture", "ConversionError", "ConversionWarning", "DivergedError", "Fit", "FullSort", "GroupSort", "Householder",
     "Hyperparameters", "OrthogonalLinear", "SpectralConv1d", "SpectralConv2d", "SpectralConv3d", "SpectralConvTranspose2d",
     "SpectralEmbedding", "SpectralLayer", "SpectralLinear", "StepRecord", "activations", "attach", "bounds", "build", "fit", "functional",
-    "gradients", "load_torch_state_dict", "losses", "per_sample", "plain", "power_iteration", "preset", "sigma", "sigma_upper",
-    "spectral_norm",
+    "gradients", "load_torch_state_dict", "losses", "per_sample", "plain", "power_iteration", "preset", "privacy", "sigma",
+    "sigma_upper", "spectral_norm",
 ]  # fmt: skip
 
 
