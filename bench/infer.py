@@ -1,160 +1,205 @@
-"""Requests per second of the whole service over HTTP: a 64-128-128-10 network, FP32 rows, raw sockets as clients.
+"""The service beside a plain FastAPI application and beside ONNX Runtime in process: ratios, measured in turn in one run.
 
-.venv/bin/python bench/infer.py [--seconds 3] [--connections 1,16,64] [--rows 1,64]
+One serving process on one core, the load on another (as far as there are two). Keys, limits, validation and metrics are on;
+the access log is off on both sides. Every figure is the median of paired runs. CPU is that of the server for one request, user
+and system, which depends less on who else uses the machine than the rate does.
+
+.venv/bin/python bench/infer.py [--seconds 2] [--pairs 5] [--markdown]
 """
 
 import argparse
 import asyncio
-import itertools
+import contextlib
+import importlib.util
 import json
 import os
+import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+import onnxruntime as ort
+import uvloop
+from inference.network import WIDTHS, network
 
+from app.cli import load
 from app.db import connect
-from app.inference.session import Session
 from app.registry.blobs import Blobs
 from app.registry.registry import Registry
-from app.settings import Settings
+from app.security import create_key
 from export import bundle
 
-WIDTHS = (64, 128, 128, 10)
+VARIETY = 64  # different rows, so that lengths and numbers differ from request to request
+PLAIN = Path(__file__).parent / "inference" / "plain.py"
+OTHERS = ("mosec", "mlserver", "bentoml", "kserve", "tritonserver")
 
 
-def network() -> tuple[bundle.Manifest, bytes]:
-    rng = np.random.default_rng(0)
-    nodes: list[Any] = []
-    weights: dict[str, np.ndarray] = {}
-    last = "input"
-    for at, (wide, narrow) in enumerate(itertools.pairwise(WIDTHS)):
-        final = at == len(WIDTHS) - 2
-        weights[f"w{at}"] = (rng.standard_normal((wide, narrow)) / wide**0.5).astype(np.float32)
-        weights[f"b{at}"] = np.zeros(narrow, np.float32)
-        nodes.append(helper.make_node("Gemm", [last, f"w{at}", f"b{at}"], ["logits" if final else f"h{at}"]))
-        if not final:
-            nodes.append(helper.make_node("Relu", [f"h{at}"], [f"r{at}"]))
-        last = f"r{at}"
-    nodes.append(helper.make_node("ReduceMax", ["logits"], ["certified_radius"], axes=[1], keepdims=0))
-    shapes = {"input": [None, WIDTHS[0]], "logits": [None, WIDTHS[-1]], "certified_radius": [None]}
-    info = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
-    graph = helper.make_graph(
-        nodes, "g", [info["input"]], [info["logits"], info["certified_radius"]], [numpy_helper.from_array(w, n) for n, w in weights.items()]
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
-    tensors = {
-        name: bundle.Tensor(name=name, datatype="FP32", shape=tuple(-1 if size is None else size for size in shape))
-        for name, shape in shapes.items()
-    }
-    manifest = bundle.Manifest(
-        signature=bundle.Signature(
-            inputs=(tensors["input"],), outputs=(tensors["logits"], tensors["certified_radius"]), rows_independent=True
-        ),
-        lipschitz=bundle.Lipschitz(bound=None, rigorous=False, method=None, reason="random weights"),
-        origin="bench",
-        files={bundle.MODEL: bundle.digest(model)},
-    )
-    return manifest, model
+class Figure(NamedTuple):
+    rate: float
+    p50: float
+    p99: float
+    cpu: float
+    load: float
 
 
-def request(rows: int, *, binary: bool) -> bytes:
-    data = np.random.default_rng(1).random((rows, WIDTHS[0]), dtype=np.float32)
+def request(model: str, rows: int, key: str, number: int, *, binary: bool) -> bytes:
+    data = np.random.default_rng(number).random((rows, WIDTHS[model][0]), dtype=np.float32)
     entry: dict[str, Any] = {"name": "input", "shape": list(data.shape), "datatype": "FP32"}
-    extra = b""
+    more = ""
     if binary:
-        raw = data.tobytes()
-        entry["parameters"] = {"binary_data_size": len(raw)}
+        entry["parameters"] = {"binary_data_size": data.nbytes}
         text = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
-        extra = f"Inference-Header-Content-Length: {len(text)}\r\n".encode()
-        body = text + raw
+        more = f"Inference-Header-Content-Length: {len(text)}\r\n"
+        body = text + data.tobytes()
     else:
         body = json.dumps({"inputs": [{**entry, "data": data.ravel().tolist()}]}).encode()
-    head = b"POST /v2/models/bench/infer HTTP/1.1\r\nHost: 127.0.0.1\r\n" + extra
-    return head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\nContent-Type: application/json\r\n"
+    return f"{head}{more}Authorization: Bearer {key}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-async def client(port: int, payload: bytes, until: float, taken: list[float]) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    while (start := time.perf_counter()) < until:
-        writer.write(payload)
-        head = await reader.readuntil(b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise SystemExit(f"the service answered {head[:200]!r}")
-        length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
-        await reader.readexactly(length)
-        taken.append(time.perf_counter() - start)
-    writer.close()
+@contextlib.contextmanager
+def server(command: list[str], core: int, **environment: str) -> Iterator[tuple[int, int]]:
+    """Start a server on a core and give its pid and port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [word.replace("PORT", str(port)) for word in command]
+    with subprocess.Popen([sys.executable, *words], env={**os.environ, **environment}, stdout=subprocess.DEVNULL) as child:
+        try:
+            os.sched_setaffinity(child.pid, {core})
+            for _ in range(600):
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                time.sleep(0.05)
+            yield child.pid, port
+        finally:
+            child.terminate()
 
 
-async def load(port: int, payload: bytes, connections: int, seconds: float) -> tuple[float, float, float]:
-    await asyncio.gather(*(client(port, payload, time.perf_counter() + 0.3, []) for _ in range(connections)))
-    taken: list[float] = []
-    start = time.perf_counter()
-    await asyncio.gather(*(client(port, payload, start + seconds, taken) for _ in range(connections)))
-    p50, p99 = np.percentile(taken, [50, 99]) * 1e3
-    return len(taken) / (time.perf_counter() - start), float(p50), float(p99)
+def cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(at: tuple[int, int], payloads: list[bytes], connections: int, seconds: float) -> Figure:
+    pid, port = at
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        before, own = cpu(pid), time.process_time()
+        found = runner.run(load.run(load.Target("127.0.0.1", port), payloads, connections=connections, seconds=seconds))
+    if found.failures:
+        raise SystemExit(f"a request failed: {found.failures[0]}")
+    spent = time.process_time() - own
+    count = len(found.taken)
+    return Figure(found.rate, found.percentile(50), found.percentile(99), (cpu(pid) - before) / count, spent / found.seconds)
+
+
+def in_process(model: bytes, width: int, seconds: float) -> float:
+    """Return the rows/s of one thread of ONNX Runtime on 64 rows at a time."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feed = {"input": np.random.default_rng(0).random((64, width), dtype=np.float32)}
+    session.run(None, feed)
+    begun, runs = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        session.run(None, feed)
+        runs += 1
+    return 64 * runs / (time.perf_counter() - begun)
+
+
+def rows_of(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, str, str]]:
+    """Measure case by case: what, ours, beside what, ratio."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[0]})
+    registry = Registry(connect(folder), Blobs(folder / "blobs"))
+    models = {name: network(widths) for name, widths in WIDTHS.items()}
+    for name, (manifest, model) in models.items():
+        registry.promote(name, registry.publish(name, manifest, {bundle.MODEL: model}), why="bench", who="bench")
+    registry.database.dispose()
+    (folder / "S.onnx").write_bytes(models["S"][1])
+    _, key = create_key(folder / "keys.json", ["infer"])
+    ours = server(
+        ["-m", "app.cli", "serve", "--port", "PORT"],
+        cores[-1],
+        SPECNORM_WORKSPACE=str(folder),
+        SPECNORM_WORKER="none",
+        SPECNORM_DEVICE="cpu",
+        SPECNORM_THREADS="1",
+        SPECNORM_API_KEYS_FILE=str(folder / "keys.json"),
+    )
+    with ours as own, server([str(PLAIN), str(folder / "S.onnx"), "PORT"], cores[-1]) as peer:
+        for connections in (64, 1):
+            payloads = [request("S", 1, key, number, binary=False) for number in range(VARIETY)]
+            for one in (own, peer):
+                measure(one, payloads, connections, 0.5)
+            pairs = [
+                (measure(own, payloads, connections, options.seconds), measure(peer, payloads, connections, options.seconds))
+                for _ in range(options.pairs)
+            ]
+            yield from compared(f"JSON, 1 row, {connections} connection{'s' * (connections > 1)}, S", pairs)
+        for name in WIDTHS:
+            payloads = [request(name, 64, key, number, binary=True) for number in range(16)]
+            measure(own, payloads, 16, 0.5)
+            shares = []
+            for _ in range(options.pairs):
+                found = measure(own, payloads, 16, options.seconds)
+                os.sched_setaffinity(0, {cores[-1]})
+                limit = in_process(models[name][1], WIDTHS[name][0], min(1.0, options.seconds))
+                os.sched_setaffinity(0, {cores[0]})
+                shares.append((64 * found.rate, limit, 64 / (found.cpu or 1e-9)))
+            rate, limit, per_cpu = (statistics.median(column) for column in zip(*shares, strict=True))
+            part = [a / b for a, b, _ in shares]
+            yield (
+                f"binary, 64 rows, 16 connections, {name}: rows/s",
+                f"{rate:,.0f}",
+                f"{limit:,.0f} in process",
+                spread([100 * x for x in part], "%"),
+            )
+            yield (
+                f"… the same for a second of the server's CPU, {name}",
+                f"{per_cpu:,.0f}",
+                f"{limit:,.0f} in process",
+                f"{100 * per_cpu / limit:.0f} %",
+            )
+
+
+def compared(case: str, pairs: list[tuple[Figure, Figure]]) -> Iterator[tuple[str, str, str, str]]:
+    def told(name: str, scale: float, form: str) -> tuple[str, str]:
+        return tuple(form.format(scale * statistics.median(getattr(pair[side], name) for pair in pairs)) for side in (0, 1))  # type: ignore[return-value]
+
+    yield f"{case}: requests/s", *told("rate", 1, "{:,.0f}"), spread([a.rate / b.rate for a, b in pairs], "×")
+    yield "… p50, ms", *told("p50", 1e3, "{:.2f}"), spread([a.p50 / b.p50 for a, b in pairs], "×")
+    yield "… p99, ms", *told("p99", 1e3, "{:.2f}"), spread([a.p99 / b.p99 for a, b in pairs], "×")
+    yield "… server's CPU for a request, µs", *told("cpu", 1e6, "{:.0f}"), spread([b.cpu / a.cpu for a, b in pairs], "× less")
+    yield "… part of its core that the load took", *told("load", 1, "{:.0%}"), ""
+
+
+def spread(values: list[float], unit: str) -> str:
+    return f"{statistics.median(values):.3g} {unit} ({min(values):.3g} to {max(values):.3g})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--connections", default="1,16,64")
-    parser.add_argument("--rows", default="1,64")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--markdown", action="store_true", help="a table to paste")
     options = parser.parse_args()
-    manifest, model = network()
+    missing = [name for name in OTHERS if not (importlib.util.find_spec(name) or shutil.which(name))]
+    print(f"{os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}; medians of {options.pairs} pairs of {options.seconds:g} s")
+    print(f"not installed, so not compared: {', '.join(missing)}\n")
+    if options.markdown:
+        print("| case | specnorm | beside it | ratio (least to most) |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        workspace = Path(folder)
-        registry = Registry(connect(workspace), Blobs(workspace / "blobs"))
-        version = registry.publish("bench", manifest, {bundle.MODEL: model})
-        registry.promote("bench", version, why="bench", who="bench")
-        registry.database.dispose()
-        session = Session(model, manifest, Settings(device="cpu", threads=1))
-        one = np.zeros((1, WIDTHS[0]), np.float32)
-        begun = time.perf_counter()
-        for _ in range(5000):
-            session.run({"input": one})
-        print(f"in process, 1 row, session.run alone: {5000 / (time.perf_counter() - begun):.0f} runs/s")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        environment = {
-            **os.environ,
-            "SPECNORM_WORKSPACE": folder,
-            "SPECNORM_WORKER": "none",
-            "SPECNORM_DEVICE": "cpu",
-            "SPECNORM_THREADS": "1",
-        }
-        code = "import uvicorn; from app.main import create_app; from app.settings import Settings; "
-        code += f"uvicorn.run(create_app(Settings()), port={port}, log_level='error', access_log=False)"
-        with subprocess.Popen([sys.executable, "-c", code], env=environment) as server:
-            try:
-                measure(server, port, options)
-            finally:
-                server.terminate()
-
-
-def measure(server: "subprocess.Popen[bytes]", port: int, options: argparse.Namespace) -> None:
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            break
-        except OSError:
-            time.sleep(0.05)
-    for rows in map(int, options.rows.split(",")):
-        for binary in (False, True):
-            for connections in map(int, options.connections.split(",")):
-                rate, p50, p99 = asyncio.run(load(port, request(rows, binary=binary), connections, options.seconds))
-                kind = "binary" if binary else "JSON"
-                print(f"{kind:6} {rows:3} rows {connections:3} connections: {rate:6.0f} requests/s  p50 {p50:.2f} ms  p99 {p99:.2f} ms")
-    status = Path(f"/proc/{server.pid}/status").read_text()
-    print("RSS of the service:", next(line.split(":")[1].strip() for line in status.splitlines() if line.startswith("VmRSS")))
+        for row in rows_of(options, Path(folder)):
+            print(f"| {' | '.join(row)} |" if options.markdown else "{:58} {:>12} {:>22}   {}".format(*row), flush=True)
 
 
 if __name__ == "__main__":

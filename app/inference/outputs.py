@@ -1,5 +1,6 @@
 """What a run gave, and each request's part of it. Numbers are written as JSON once for all requests that shared the run."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -66,9 +67,13 @@ class Part(Outputs):
 
 
 def _texts(array: Array, datatype: str) -> Texts | None:
-    if datatype == "BYTES" or datatype in WITHOUT_JSON or not array.size or (datatype in FLOATS and not np.isfinite(array).all()):
+    if datatype == "BYTES" or datatype in WITHOUT_JSON or not array.size or (datatype in FLOATS and not _finite(array.ravel())):
         return None
     sizes = b"".join(b",%d" % size for size in array.shape[1:])
     flat = np.ascontiguousarray(array).reshape(array.shape[0], -1)
     rows = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],[")
     return Texts(sizes, rows, b'1%s],"data":[' % sizes)
+
+
+def _finite(flat: Array) -> bool:
+    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())  # the sum of squares is faster, and may overflow
