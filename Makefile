@@ -7,7 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 SETUP = @$(PYTHON) .ci/setup
 
-.PHONY: help serve test check format bench docs test-attack test-clients test-privacy test-docker test-browser clean
+.PHONY: help serve test check format bench docs test-attack test-clients test-privacy test-gpu test-docker test-browser clean
 
 help:  ## Say what there is to make
 	@sed -n 's/^\([a-z-]*\):  ## /\1\t/p' Makefile | expand -t 16
@@ -50,6 +50,10 @@ test-clients:  ## The stock clients of both protocols against a real server
 	$(BIN)/python -m pytest tests/app/api $(ARGS)
 	$(SETUP) .venv-clients clients
 	KSERVE_PYTHON=.venv-clients/bin/python $(BIN)/python -m pytest tests/app/clients $(ARGS)
+
+test-gpu:  ## A training step on a CUDA device; TORCH=cuda takes the build for it
+	$(SETUP) .venv cpu,train,test
+	$(BIN)/python -m pytest tests/gpu $(ARGS)
 
 test-privacy:  ## Opacus on the spectral layers
 	$(SETUP) .venv cpu,train,test,privacy
