@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from itertools import count
@@ -25,6 +25,9 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _THIS_PROCESS = uuid.uuid4().hex[:16]
 _NUMBERS = count(1)
 
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")
+
+_TRACE = re.compile(rb"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -98,6 +101,13 @@ def new_request_id(given: str | None) -> str:
     return given if given and _GIVEN_ID.fullmatch(given) else f"{_THIS_PROCESS}{next(_NUMBERS):016x}"
 
 
+def trace_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the trace that a caller's W3C ``traceparent`` names, nothing where there is none that is well formed."""
+    given = next((value for name, value in headers if name == b"traceparent"), b"")
+    match = _TRACE.fullmatch(given)
+    return match[1].decode() if match else ""
+
+
 class _Json(logging.Formatter):
     """One JSON object a line."""
 
@@ -109,6 +119,8 @@ class _Json(logging.Formatter):
             "message": record.getMessage(),
             "request_id": request_id.get(),
         }
+        if trace_id.get():
+            line["trace_id"] = trace_id.get()
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)

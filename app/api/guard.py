@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import errors
 from app.errors import TooLargeError
-from app.observability import Family, Sample, new_request_id, request_id
+from app.observability import Family, Sample, new_request_id, request_id, trace_id, trace_of
 from app.security import Access, authorise
 from app.settings import Settings
 
@@ -49,6 +49,7 @@ class Guard:
         path: str = scope["path"]
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         token = request_id.set(new_request_id(given.decode("latin-1")))
+        trace = trace_id.set(trace_of(scope["headers"]))
         answer = _Answer(send, path, request_id.get(), time.monotonic())
         try:
             raw_path = scope.get("raw_path")
@@ -67,6 +68,7 @@ class Guard:
         finally:
             self.count(scope["method"], answer.status or 499)
             request_id.reset(token)
+            trace_id.reset(trace)
 
     def count(self, method: str, status: int) -> None:
         """Take note of an answer; 499 is none, since the client went away."""

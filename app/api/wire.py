@@ -6,6 +6,7 @@ its way at a time, so answers keep the order of their requests, pipelined ones i
 
 import asyncio
 import logging
+from contextvars import Context
 from functools import partial
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from app.api.guard import NOSNIFF
 from app.api.shortcut import Head, Message, Shortcut, identity, lines
 from app.inference.codec import Encoded
 from app.inference.served import Asked
+from app.observability import request_id, trace_id, trace_of
 
 _BEGINS: Final = b"POST /v2/models/"
 _NOSNIFF: Final = b"%s: %s\r\n\r\n" % NOSNIFF
@@ -53,6 +55,7 @@ class Wire(HttpToolsProtocol):
         self._late: asyncio.TimerHandle | None = None
         self._later = bytearray()  # what came after it
         self._closing = False
+        self._begun = 0.0
         self._idle_since = 0.0
         self._idle_alarm: asyncio.TimerHandle | None = None
 
@@ -116,6 +119,7 @@ class Wire(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._message = message
+        self._begun = self.loop.time()
         end = message.begin + message.length
         if len(data) >= end:
             if len(data) > end:
@@ -186,14 +190,14 @@ class Wire(HttpToolsProtocol):
         self._message = self._asked = self._task = None
         self.server_state.total_requests += 1
         self._shortcut.count(status)
-        request_id = identity(head)
+        own = identity(head)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s %d", head.path, status)
+            self._log(head, own.decode(), status)
         close = b"connection: close\r\n" if self._closing and b"connection: close" not in more else b""
         default = self._shortcut.common(self.server_state.default_headers)
         self.transport.write(
             b"%s%s%s%scontent-length: %d\r\nx-request-id: %s\r\n%s%s"
-            % (STATUS_LINE[status], default, more, close, len(body), request_id, _NOSNIFF, body)
+            % (STATUS_LINE[status], default, more, close, len(body), own, _NOSNIFF, body)
         )
         if self._closing:
             self.transport.close()
@@ -203,6 +207,16 @@ class Wire(HttpToolsProtocol):
             self._idle_since = self.loop.time()
             if self._idle_alarm is None:
                 self._idle_alarm = self.loop.call_later(self.timeout_keep_alive, self._ring)
+
+    def _log(self, head: Head, identity: str, status: int) -> None:
+        """Write the one line of a request, in a context of its own: the loop's may be another request's."""
+
+        def line() -> None:
+            request_id.set(identity)
+            trace_id.set(trace_of(head.headers))
+            log.debug("%s %d after %.1f ms", head.path, status, 1e3 * (self.loop.time() - self._begun))
+
+        Context().run(line)
 
     def _go_on(self) -> None:
         """Read what was held back."""

@@ -1,6 +1,7 @@
 """`specnorm serve`, `specnorm worker` and `specnorm doctor`."""
 
 import asyncio
+import gc
 import importlib.metadata
 import os
 import platform
@@ -104,6 +105,8 @@ def _run(settings: "Settings", listener: socket.socket, started: Callable[[], No
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
+                gc.collect()
+                gc.freeze()  # what is loaded by now stays: no collection needs to walk it again
                 started()
 
     configure_logging(settings.log_level, settings.log_format)

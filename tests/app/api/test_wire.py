@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 import socket
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from app.db import connect
+from app.observability import FORMATS
 from app.registry.blobs import Blobs
 from app.registry.registry import Registry
 from app.security import create_key
@@ -211,3 +213,24 @@ def test_what_is_answered_is_counted(workspace: Path, listen: Listen) -> None:
     assert 'specnorm_http_requests_total{method="POST",status="400"} 1' in page
     assert 'nv_inference_request_success{model="affine",version="1"} 2' in page
     assert 'nv_inference_request_failure{model="affine",version="1"} 1' in page
+
+
+@pytest.mark.parametrize("path", [b"/infer", b"/infer?ordinary"])
+def test_a_request_writes_one_line_at_debug_with_its_id_and_its_trace(
+    client: Client, caplog: pytest.LogCaptureFixture, path: bytes
+) -> None:
+    lines: list[dict[str, str]] = []
+
+    class Sink(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(FORMATS["json"]().format(record)))
+
+    sink = Sink()
+    logging.getLogger("app.api").addHandler(sink)
+    trace = b"0af7651916cd43dd8448eb211c80319c"
+    with caplog.at_level(logging.DEBUG, "app.api"):
+        for parent in (b"00-%s-b7ad6b7169203331-01" % trace, b"00-%s-b7ad6b7169203331-01" % (b"0" * 32)):
+            client.ask(request(BODY, b"X-Request-Id: mine", b"Traceparent: " + parent).replace(b"/infer", path, 1))
+    logging.getLogger("app.api").removeHandler(sink)
+    assert [(line["request_id"], line.get("trace_id")) for line in lines] == [("mine", trace.decode()), ("mine", None)]
+    assert all("/v2/models/affine/infer 200 after" in line["message"] for line in lines)
