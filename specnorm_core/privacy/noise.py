@@ -37,18 +37,20 @@ class Secure(Source):
 
     def words(self, count: int) -> np.ndarray:
         """Return ``count`` words."""
-        return np.frombuffer(bytearray(ssl.RAND_bytes(8 * count)), dtype=np.uint64)
+        return np.frombuffer(ssl.RAND_bytes(8 * count), dtype=np.uint64)
 
     def add(self, values: Tensor, deviation: float) -> None:
         """Add noise by Box and Muller, whose tails reach 9.3 deviations, and round the sum to the grid."""
         pairs = (len(values) + 1) // 2
-        bits = torch.from_numpy(self.words(2 * pairs).view(np.int64)).double()
-        radius = bits[:pairs].abs_().clamp_(min=0.5).mul_(2.0**-63).log_().mul_(-2 * deviation**2).sqrt_()
-        angle = bits[pairs:].mul_(math.pi * 2.0**-63)
-        drawn = torch.cat([torch.cos(angle).mul_(radius), angle.sin_().mul_(radius)])[: len(values)]
+        drawn = torch.from_numpy(self.words(2 * pairs).view(np.int64).astype(np.float64))
+        radius, angle = drawn[:pairs], drawn[pairs:]
+        radius.abs_().clamp_(min=0.5).mul_(2.0**-63).log_().mul_(-2 * deviation**2).sqrt_()
+        sine = torch.sin(angle.mul_(math.pi * 2.0**-63)).mul_(radius)
+        radius.mul_(angle.cos_())
+        angle.copy_(sine)
         # Adding and taking off 1.5 * 2^52 spacings rounds a float64 to a multiple of the spacing.
         magic = 1.5 * 2.0**52 * GRID * 2.0 ** math.ceil(math.log2(deviation))
-        values.copy_(drawn.to(values.device).add_(values).add_(magic).sub_(magic))
+        values.copy_(drawn[: len(values)].to(values.device).add_(values).add_(magic).sub_(magic))
 
 
 class Seeded(Source):
