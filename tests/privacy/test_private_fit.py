@@ -3,6 +3,7 @@ import torch
 
 import specnorm_core as sn
 from specnorm_core.data import load
+from specnorm_core.norms import spectral_layers
 from specnorm_core.privacy import Privacy
 from specnorm_core.training import evaluate
 
@@ -91,13 +92,23 @@ def test_a_target_holds_even_after_crashes_since_lost_steps_are_not_made_up_for(
     assert not last.model.training
 
 
-def test_the_power_iteration_and_the_steps_do_not_depend_on_the_batch_that_was_drawn(digits):
-    few = digits.subset(torch.arange(3).numpy())
-    chosen = options(epochs=30, delta=1e-3).model_copy(update={"batch_size": 1})
+def test_batches_are_poisson_and_an_empty_one_is_a_step_like_any_other(digits):
+    few = digits.subset(torch.arange(10).numpy())
+    chosen = options(epochs=30, delta=1e-3).model_copy(update={"batch_size": 2})
     run = sn.Fit(network(), few, chosen)
-    records = list(run)  # some batches are empty: each is a step all the same
-    assert len(records) == 90
-    assert run.begun == 90
+    layer = next(iter(spectral_layers(run.model).values()))
+    sizes, seen, before, u = [], [], bits(run.model), layer.pair[0].clone()
+    run.model.register_forward_pre_hook(lambda _model, inputs: seen.append(len(inputs[0])))
+    for _ in run:
+        sizes.append(sum(seen))
+        seen.clear()
+        assert bits(run.model) != before  # by the noise, where there was no row
+        assert not torch.equal(layer.pair[0], u)  # a power iteration for each
+        before, u = bits(run.model), layer.pair[0].clone()
+    assert len(sizes) == run.begun == 150
+    assert 0 in sizes
+    assert abs(sum(sizes) / 150 - 2) < 4 * (1.6 / 150) ** 0.5
+    assert 1.0 < torch.tensor(sizes).double().var() < 2.5  # binomial: 1.6
 
 
 def test_a_step_tells_nothing_of_the_size_of_its_batch(digits):
@@ -106,6 +117,14 @@ def test_a_step_tells_nothing_of_the_size_of_its_batch(digits):
     for _ in run:  # batches of 0 to some 9 rows, each divided by the 4 that are expected
         drawn = torch.cat([parameter.grad.flatten() for parameter in run.model.parameters()])
         assert float(drawn.std()) == pytest.approx(100 / 4, rel=0.06)
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_no_two_steps_draw_the_same_noise(digits, secure):
+    run = sn.Fit(network(), digits, options(epochs=1, noise_multiplier=100.0, secure=secure))
+    drawn = torch.stack([torch.cat([parameter.grad.flatten() for parameter in run.model.parameters()]) for _ in run])
+    assert len(drawn) > 10
+    assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.1
 
 
 def test_a_checkpoint_of_private_rows_holds_no_digest_of_them(digits):
