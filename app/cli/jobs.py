@@ -16,6 +16,16 @@ PATH = "/v1/fine_tuning/jobs"
 OVER = {"succeeded", "failed", "cancelled"}
 COLUMNS = ("id", "status", "model", "fine_tuned_model", "created")
 
+PRIVATE = "Private training"
+MaxGradNorm = Annotated[float | None, typer.Option(help="Longest gradient that one row may contribute.", rich_help_panel=PRIVATE)]
+TargetEpsilon = Annotated[float | None, typer.Option(help="Epsilon that the whole job may spend.", rich_help_panel=PRIVATE)]
+NoiseMultiplier = Annotated[
+    float | None, typer.Option(help="Noise in units of --max-grad-norm, in place of a target.", rich_help_panel=PRIVATE)
+]
+Delta = Annotated[float | None, typer.Option(help="Delta of the guarantee, below one over the number of rows.", rich_help_panel=PRIVATE)]
+ValidationIsPublic = Annotated[
+    bool, typer.Option("--validation-is-public", help="The rows of --validation need no protection.", rich_help_panel=PRIVATE)
+]
 Job = Annotated[str, typer.Argument(help="Id of the job.")]
 
 
@@ -42,7 +52,13 @@ def submit(
     set_: Annotated[list[str] | None, typer.Option("--set", help="A hyperparameter, as n_epochs=3; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     suffix: Annotated[str | None, typer.Option()] = None,
-    promote: Annotated[str, typer.Option(help="never or if_not_worse.")] = "never",
+    validation: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="File to upload and judge by.")] = None,
+    promote: Annotated[str, typer.Option(help="never or if_not_worse, by the file of --validation.")] = "never",
+    max_grad_norm: MaxGradNorm = None,
+    target_epsilon: TargetEpsilon = None,
+    noise_multiplier: NoiseMultiplier = None,
+    delta: Delta = None,
+    validation_is_public: ValidationIsPublic = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge the parameters and the data; train nothing.")] = False,
     url: Url = None,
 ) -> None:
@@ -51,9 +67,15 @@ def submit(
         raise typer.BadParameter("give either --data or --training-file.")
     service = Service(url)
     hyperparameters = {"gradient_mode": gradient_mode, **dict(_assignment(text) for text in set_ or ())}
+    private = {"max_grad_norm": max_grad_norm, "target_epsilon": target_epsilon, "noise_multiplier": noise_multiplier, "delta": delta}
+    if asked := {name: value for name, value in private.items() if value is not None}:
+        hyperparameters["privacy"] = {**asked, "validation_is_public": validation_is_public}
+    elif validation_is_public:
+        raise typer.BadParameter("--validation-is-public is for private jobs: give --max-grad-norm and the others too.")
     request = {
         "model": model,
         "training_file": training_file or service.upload(data or Path()),
+        "validation_file": validation and service.upload(validation),
         "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
         "promote": promote,
         "seed": seed,

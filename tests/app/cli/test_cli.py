@@ -250,6 +250,30 @@ def test_commands_talk_to_a_running_service(run: Run, workspace: Path, tmp_path:
             assert (refused.returncode, "401" in refused.stderr) == (1, True)
 
 
+def test_a_private_job_is_asked_for_by_flags(run: Run, workspace: Path, models: Any, tmp_path: Path) -> None:
+    artifact = models.affine(1.0)
+    files = {bundle.MODEL: artifact.model, "architecture.json": b"{}", "checkpoint.safetensors": b""}  # no worker will look at them
+    manifest = artifact.manifest.model_copy(update={"files": {name: bundle.digest(content) for name, content in files.items()}})
+    registry(workspace).publish("trainable", manifest, files)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"input": [1, 2, 3], "target": 0}\n')
+    private = ["--max-grad-norm", "2", "--target-epsilon", "3", "--delta", "1e-5"]
+    with serving(workspace) as (_, lines):
+        url = re.search(r"http://\S+", lines[0])
+        assert url is not None
+        submit = ["jobs", "submit", "--model", "trainable:1", "--data", str(rows), "--validation", str(rows), "--url", url[0]]
+        done = run(*submit, *private, "--validation-is-public")
+        assert done.returncode == 0, done.stderr
+        job = json.loads(run("jobs", "show", done.stdout.strip(), "--url", url[0]).stdout)
+        asked = job["hyperparameters"]["privacy"]
+        assert (asked["max_grad_norm"], asked["target_epsilon"], asked["delta"], asked["validation_is_public"]) == (2.0, 3.0, 1e-5, True)
+        assert job["validation_file"] not in {None, job["training_file"]}
+        for flags, sentence in ((private, "validation_is_public"), (["--delta", "1e-5"], "max_grad_norm")):
+            refused = run(*submit, *flags)
+            assert (refused.returncode, sentence in refused.stderr) == (1, True), refused.stderr
+        assert run(*submit, "--validation-is-public").returncode == 2
+
+
 def test_the_example_is_one_row_that_the_signature_takes(models: Any) -> None:
     body = json.loads(example.request(models.affine(width=64).manifest) or "")
     assert body["inputs"][0]["shape"] == [1, 64]
