@@ -100,6 +100,24 @@ test("a job goes from a file to a new version, which is promoted and taken back"
   assert.deepEqual(mistakes(), []);
 });
 
+test("a private job shows what it spent in the place of a loss", async () => {
+  const { page, mistakes } = await open();
+  const option = page.locator("#tune select").nth(0).locator("option", { hasText: "digits.jsonl" }).first();
+  await option.waitFor({ state: "attached" });
+  const privacy = { max_grad_norm: 1, noise_multiplier: 1, delta: 1e-5 };
+  const body = { model: "digits", training_file: await option.getAttribute("value"), hyperparameters: { n_epochs: 2, privacy } };
+  const answer = await fetch(`${service.url}v1/fine_tuning/jobs`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+  const { id } = await answer.json();
+  await page.reload();
+  const job = page.locator(`#job-${id}`);
+  await job.locator("summary").click();
+  await job.locator(".badge.succeeded").waitFor(PATIENT);
+  await job.locator("figure:has-text('Epsilon spent') polyline").waitFor();
+  assert.equal(await job.locator("figure:has-text('Loss')").isVisible(), false);
+  await job.locator("summary", { hasText: /private: epsilon at most \d+(\.\d+)? at delta/ }).waitFor();
+  assert.deepEqual(mistakes(), []);
+});
+
 test("validation data give a curve of the accuracy, and let a result that is not worse go live by itself", async () => {
   const { page } = await open();
   const [training, validation] = [page.locator("#tune select").nth(0), page.locator("#tune select").nth(1)];

@@ -8,21 +8,29 @@ import { percent, plain, time, words } from "./format.js";
 
 const hyperparametersOf = (job) => ({ ...job.hyperparameters, ...job.method?.supervised?.hyperparameters });
 
+/** What a private job has spent, or may spend; rounded up, so that it is never told as less than it is. */
+function budget({ target_epsilon: target, delta }, spent) {
+  const epsilon = spent ?? target;
+  return `private${Number.isFinite(epsilon) ? `: epsilon ${spent === undefined ? "of " : ""}at most ${plain(Math.ceil(epsilon * 1000) / 1000, 12)}` : ""} at delta ${plain(delta)}`;
+}
+
 /** The live view of one job: curves and messages, fed until it ends or `signal` says stop. `current()` is the job as last seen. */
 function watch(current, signal, finished) {
   const { id } = current();
   const loss = lines("Loss");
+  const epsilon = lines("Epsilon spent"); // of a private job, which tells no loss
   const accuracy = lines("Accuracy", { range: [0, 1], show: (y) => percent(y, 0) });
   const sigma = lines("Sigma of each layer");
   const progress = h("progress", { max: 1, "aria-label": "Progress", hidden: true });
   const log = h("ol", { class: "log", tabindex: 0, "aria-label": `Messages of job ${id}` });
-  const element = h("div", { class: "watch" }, progress, loss.element, accuracy.element, sigma.element, log);
+  const element = h("div", { class: "watch" }, progress, loss.element, epsilon.element, accuracy.element, sigma.element, log);
 
   function show({ created_at: at, level, message, type, data }) {
     const step = data?.step;
     if (type === "metrics" && Number.isFinite(step)) {
       const steps = data.steps ?? current().progress?.steps ?? 0;
       loss.add({ loss: data.loss }, step, steps);
+      epsilon.add({ epsilon: data.epsilon }, step, steps);
       accuracy.add({ accuracy: data.accuracy }, step, steps);
       sigma.add(data.sigma ?? {}, step, steps);
       if (steps) { progress.hidden = false; progress.value = step / steps; }
@@ -54,8 +62,8 @@ export function jobPanel(place, { promote, live, changed }) {
   let timer = null;
 
   function facts(job) {
-    const { gradient_mode: mode, n_epochs: epochs, learning_rate: rate } = hyperparametersOf(job);
-    return [`from ${job.model}`, mode, epochs !== undefined && epochs !== "auto" && `${epochs} ${epochs === 1 ? "epoch" : "epochs"}`, rate !== undefined && rate !== "auto" && `learning rate ${plain(rate)}`, time(job.created_at)]
+    const { gradient_mode: mode, n_epochs: epochs, learning_rate: rate, privacy } = hyperparametersOf(job);
+    return [`from ${job.model}`, mode, epochs !== undefined && epochs !== "auto" && `${epochs} ${epochs === 1 ? "epoch" : "epochs"}`, rate !== undefined && rate !== "auto" && `learning rate ${plain(rate)}`, privacy && budget(privacy, job.result?.metrics?.epsilon), time(job.created_at)]
       .filter(Boolean).join(" · ");
   }
 
