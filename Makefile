@@ -33,10 +33,11 @@ format:  ## Mend what `check` would complain of, as far as a tool can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench:  ## Requests per second over HTTP, the cost of the layers and of the bounds
-	$(SETUP) .venv cpu,train,test
+bench:  ## Requests per second over HTTP, the cost of the layers, of private training and of the bounds
+	$(SETUP) .venv cpu,train,test,privacy
 	$(BIN)/python bench/infer.py $(ARGS)
 	$(BIN)/python bench/layers.py
+	$(BIN)/python bench/privacy.py
 	$(BIN)/python bench/bounds.py
 	$(BIN)/python bench/audit_soundness.py
 
