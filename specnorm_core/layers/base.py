@@ -98,6 +98,10 @@ class SpectralLayer(nn.Module):
         self.__dict__.update(_u=u, _v=v, _image=None, _seen=self.weight._version)
         return self
 
+    def forget_image(self) -> None:
+        """Drop what a forward pass left behind: the next step of the power iteration is a function of the weight and v alone."""
+        self._image = None
+
     def advance(self, steps: int = 1) -> Self:
         """Follow a step of the optimiser: what ``power_iteration`` calls."""
         return self.refresh(steps)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from specnorm_core.norms import spectral_layers
 from specnorm_core.privacy.clipping import clipped_sum
 from specnorm_core.privacy.noise import Secure, Source, add_noise
 
@@ -33,6 +34,8 @@ def set_gradients(
         total = {parameter: torch.zeros_like(parameter) for parameter in model.parameters() if parameter.requires_grad}
     else:
         total = clipped_sum(model, losses, max_grad_norm=max_grad_norm, divisor=expected_rows)
+    for layer in spectral_layers(model).values():
+        layer.forget_image()  # an empty batch leaves none: (u, v), and sigma, would tell which batches were empty
     source = source or Secure()
     for parameter, summed in total.items():
         parameter.grad = add_noise(summed, noise_multiplier * max_grad_norm / expected_rows, source)

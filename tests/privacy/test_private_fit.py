@@ -111,6 +111,23 @@ def test_batches_are_poisson_and_an_empty_one_is_a_step_like_any_other(digits):
     assert 1.0 < torch.tensor(sizes).double().var() < 2.5  # binomial: 1.6
 
 
+def test_the_power_iteration_after_a_step_does_not_depend_on_the_batch_not_even_on_there_being_one():
+    pairs = []
+    for rows in (0, 1, 7):
+        torch.manual_seed(0)
+        layer = sn.SpectralLinear(6, 5)
+        sn.power_iteration(layer)
+        x = torch.randn(rows, 6)
+        losses = (lambda layer=layer, x=x: layer(x).sum(dim=1)) if rows else None
+        sn.privacy.set_gradients(layer, losses, max_grad_norm=1.0, noise_multiplier=1.0, expected_rows=2.0)
+        with torch.no_grad():  # as if the noisy sums had been the same
+            layer.weight.copy_(torch.arange(30.0).reshape(5, 6).sin())
+        sn.power_iteration(layer)
+        pairs.append(torch.cat(layer.pair))
+    assert torch.equal(pairs[0], pairs[1])
+    assert torch.equal(pairs[0], pairs[2])
+
+
 def test_a_step_tells_nothing_of_the_size_of_its_batch(digits):
     chosen = options(epochs=2, noise_multiplier=100.0).model_copy(update={"batch_size": 4})
     run = sn.Fit(network(), digits.subset(torch.arange(40).numpy()), chosen)

@@ -123,19 +123,17 @@ def test_a_private_model_is_promoted_by_public_rows_alone(workspace: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("rows", "privacy", "code", "sentence"),
+    ("privacy", "param", "sentence"),
     [
-        (640, {"delta": 0.01}, "not_private", "below one over the number of rows, 1/640"),
-        (640, {"noise_multiplier": None, "target_epsilon": 1e-7}, "not_private", "no noise gives epsilon 1e-07"),
+        ({"delta": 0.01}, "privacy.delta", "below one over the number of rows, 1/640"),
+        ({"noise_multiplier": None, "target_epsilon": 1e-7}, "privacy", "no noise gives epsilon 1e-07"),
     ],
 )
-def test_a_wish_that_protects_nobody_or_cannot_be_met_fails_the_job(
-    workspace: Any, rows: int, privacy: Any, code: str, sentence: str
-) -> None:
-    job = workspace.create(workspace.upload(slice(0, rows)), **asked(**privacy))
+def test_a_wish_that_protects_nobody_or_cannot_be_met_fails_the_job(workspace: Any, privacy: Any, param: str, sentence: str) -> None:
+    job = workspace.create(workspace.upload(slice(0, 640)), **asked(**privacy))
     workspace.work()
     error = workspace.jobs.get(job)["error"]
-    assert (error["code"], sentence in error["message"]) == (code, True), error
+    assert (error["code"], error["param"], sentence in error["message"]) == ("not_private", param, True), error
 
 
 def test_bad_rows_of_a_private_job_are_not_quoted(workspace: Any) -> None:
