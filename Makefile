@@ -7,7 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 SETUP = @$(PYTHON) .ci/setup
 
-.PHONY: help serve test check format bench docs test-attack test-clients test-privacy test-gpu test-docker test-browser clean
+.PHONY: help serve test check format bench docs test-attack test-clients test-faults test-privacy test-gpu test-docker test-browser clean
 
 help:  ## Say what there is to make
 	@sed -n 's/^\([a-z-]*\):  ## /\1\t/p' Makefile | expand -t 16
@@ -59,6 +59,10 @@ test-gpu:  ## A training step on a CUDA device; TORCH=cuda takes the build for i
 test-privacy:  ## Opacus on the spectral layers
 	$(SETUP) .venv cpu,train,test,privacy
 	$(BIN)/python -m pytest tests/privacy $(ARGS)
+
+test-faults:  ## kill -9, full disks, jumping clocks and a database that is gone, at every place (minutes; Linux, root, strace, faketime, PostgreSQL)
+	$(SETUP) .venv cpu,train,test
+	$(BIN)/python -m pytest tests/faults tests/faults/long $(ARGS)
 
 test-attack:  ## Attack every preset within its certified radius: all inputs, several restarts (minutes)
 	$(SETUP) .venv cpu,train,test

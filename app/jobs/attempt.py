@@ -52,6 +52,13 @@ class Assignment(NamedTuple):
     validation: Upload | None
 
 
+class Kept(NamedTuple):
+    """A checkpoint: its bytes by digest, and the numbers that were known when it was written."""
+
+    digest: str
+    metrics: dict[str, float]
+
+
 class Attempt:
     """The worker's side of a claim. Any method raises FencedError when the claim has ended."""
 
@@ -100,11 +107,13 @@ class Attempt:
             found = {"id": f"ftckpt-{secrets.token_hex(12)}", "job": row.id, "created_at": int(time.time()), "step": step}
             connection.execute(insert(job_checkpoints).values(**found, metrics=metrics, digest=digest))
 
-    def last_checkpoint(self) -> str | None:
-        """Return the digest of the bytes to go on from."""
+    def last_checkpoint(self) -> Kept | None:
+        """Return what to go on from."""
         with self._fenced() as (connection, row):
-            query = select(job_checkpoints.c.digest).where(job_checkpoints.c.job == row.id, job_checkpoints.c.digest.is_not(None))
-            return connection.scalar(query.order_by(job_checkpoints.c.number.desc()).limit(1))
+            kept = job_checkpoints.c
+            query = select(kept.digest, kept.metrics).where(kept.job == row.id, kept.digest.is_not(None))
+            found = connection.execute(query.order_by(kept.number.desc()).limit(1)).first()
+            return None if found is None else Kept(*found)
 
     def charge(self, steps: int, message: str, data: dict[str, Any]) -> None:
         """Write down that ``steps`` private steps count as taken, over all attempts: on the disk before the first of them begins."""

@@ -37,8 +37,8 @@ def train(
         JobFailedError: training diverged, or cannot be private.
         SpecnormError: what :meth:`Pulse.check` raises, once the training so far is kept.
     """
-    run = _run(model, data, options, validation=validation, attempt=attempt, blobs=blobs)
-    diary = _Diary(run, attempt, blobs)
+    run, known = _run(model, data, options, validation=validation, attempt=attempt, blobs=blobs)
+    diary = _Diary(run, attempt, blobs, known)
     try:
         diary.charge()
         for record in run:
@@ -53,19 +53,21 @@ def train(
     return diary.metrics(), run
 
 
-def _run(model: nn.Module, data: Dataset, options: Hyperparameters, *, validation: Dataset | None, attempt: Attempt, blobs: Blobs) -> Fit:
-    """Return the run as its last checkpoint left it, or a new one where there is none that can be used."""
-    digest, begun = attempt.last_checkpoint(), attempt.charged()
-    if digest is not None:
+def _run(
+    model: nn.Module, data: Dataset, options: Hyperparameters, *, validation: Dataset | None, attempt: Attempt, blobs: Blobs
+) -> tuple[Fit, dict[str, float]]:
+    """Return the run as its last checkpoint left it, with the numbers of then, or a new one where there is none that can be used."""
+    kept, begun = attempt.last_checkpoint(), attempt.charged()
+    if kept is not None:
         try:
-            run = Fit(model, data, options, validation=validation, resume=blobs.get(digest), begun=begun)
+            run = Fit(model, data, options, validation=validation, resume=blobs.get(kept.digest), begun=begun)
         except (CorruptError, NotFoundError, ValueError) as error:
             attempt.event(f"The last checkpoint cannot be used, training starts anew: {error}", level="warn")
         else:
             attempt.event(f"Training goes on after step {run.step} of {run.steps}.")
-            return run
+            return run, kept.metrics
     try:
-        return Fit(model, data, options, validation=validation, begun=begun)
+        return Fit(model, data, options, validation=validation, begun=begun), {}
     except ValueError as error:
         if options.privacy is None:
             raise
@@ -75,18 +77,19 @@ def _run(model: nn.Module, data: Dataset, options: Hyperparameters, *, validatio
 class _Diary:
     """What is known of a run so far, and how much of it was written down."""
 
-    def __init__(self, run: Fit, attempt: Attempt, blobs: Blobs) -> None:
+    def __init__(self, run: Fit, attempt: Attempt, blobs: Blobs, known: dict[str, float]) -> None:
         self._run, self._attempt, self._blobs = run, attempt, blobs
         self._first = self._noted = run.step
         self._began = self._told = time.monotonic()
         self._record: StepRecord | None = None
         self._finite: StepRecord | None = None
-        self._accuracy: float | None = None
+        self._loss = known.get("train_loss")
+        self._accuracy = known.get("accuracy")
         self._sigma: dict[str, float] = {}
 
     def note(self, record: StepRecord) -> None:
         """Take in a record, and append an event when enough has happened since the last."""
-        self._record = record
+        self._record, self._loss = record, record.loss
         self._finite = record if record.loss is None or math.isfinite(record.loss) else self._finite
         self._accuracy = record.accuracy if record.accuracy is not None else self._accuracy
         self._sigma = record.sigmas or self._sigma
@@ -133,7 +136,7 @@ class _Diary:
 
     def _numbers(self) -> dict[str, float]:
         found: dict[str, Any] = {
-            "loss": self._record.loss if self._record else None,
+            "loss": self._loss,
             "accuracy": self._accuracy,
             "epsilon": self._run.epsilon,
         }

@@ -242,7 +242,9 @@ def test_only_the_last_checkpoint_holds_bytes_and_an_ended_job_none(workspace: A
     assert made.last_checkpoint() is None
     made.checkpoint("1" * 64, step=10, metrics={"train_loss": 0.5})
     made.checkpoint("2" * 64, step=20, metrics={"train_loss": 0.4})
-    assert made.last_checkpoint() == "2" * 64
+    kept = made.last_checkpoint()
+    assert kept is not None
+    assert (kept.digest, kept.metrics) == ("2" * 64, {"train_loss": 0.4})
     page = workspace.jobs.checkpoints(job)
     assert [item["step_number"] for item in page.items] == [20, 10]
     assert page.items[0]["metrics"] == {"step": 20, "train_loss": 0.4}
