@@ -4,11 +4,10 @@ One serving process on one core, the load on another (as far as there are two). 
 the access log is off on both sides. Every figure is the median of paired runs. CPU is that of the server for one request, user
 and system, which depends less on who else uses the machine than the rate does.
 
-.venv/bin/python bench/infer.py [--seconds 2] [--pairs 5] [--markdown]
+.venv/bin/python bench/infer.py [--seconds 2] [--pairs 5] [--load wrk] [--only json|binary] [--markdown]
 """
 
 import argparse
-import asyncio
 import contextlib
 import importlib.util
 import json
@@ -20,16 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
-import uvloop
+from inference.generator import DEFAULT, GENERATORS
 from inference.network import WIDTHS, network
 
-from app.cli import load
 from app.db import connect
 from app.registry.blobs import Blobs
 from app.registry.registry import Registry
@@ -74,14 +73,18 @@ def server(command: list[str], core: int, **environment: str) -> Iterator[tuple[
     with subprocess.Popen([sys.executable, *words], env={**os.environ, **environment}, stdout=subprocess.DEVNULL) as child:
         try:
             os.sched_setaffinity(child.pid, {core})
-            for _ in range(600):
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
+            while not alive(port):
                 time.sleep(0.05)
             yield child.pid, port
         finally:
             child.terminate()
+
+
+def alive(port: int) -> bool:
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/live", timeout=60).status == 200
+    except OSError:
+        return False
 
 
 def cpu(pid: int) -> float:
@@ -89,16 +92,11 @@ def cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(at: tuple[int, int], payloads: list[bytes], connections: int, seconds: float) -> Figure:
+def measure(at: tuple[int, int], payloads: list[bytes], connections: int, options: argparse.Namespace) -> Figure:
     pid, port = at
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        before, own = cpu(pid), time.process_time()
-        found = runner.run(load.run(load.Target("127.0.0.1", port), payloads, connections=connections, seconds=seconds))
-    if found.failures:
-        raise SystemExit(f"a request failed: {found.failures[0]}")
-    spent = time.process_time() - own
-    count = len(found.taken)
-    return Figure(found.rate, found.percentile(50), found.percentile(99), (cpu(pid) - before) / count, spent / found.seconds)
+    before = cpu(pid)
+    found = GENERATORS[options.load](port, payloads, connections, options.seconds)
+    return Figure(found.rate, found.p50, found.p99, (cpu(pid) - before) / found.count, found.load)
 
 
 def in_process(model: bytes, width: int, seconds: float) -> tuple[float, float]:
@@ -136,29 +134,29 @@ def rows_of(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, st
         SPECNORM_API_KEYS_FILE=str(folder / "keys.json"),
     )
     with ours as own, server([str(PLAIN), str(folder / "S.onnx"), "PORT"], cores[-1]) as peer:
-        for connections in (64, 1):
+        for connections in (64, 1) if "json" in options.only else ():
             payloads = [request("S", 1, key, number, binary=False) for number in range(VARIETY)]
             for one in (own, peer):
-                measure(one, payloads, connections, 0.5)
+                measure(one, payloads, connections, options)  # warm
             pairs = [
-                (measure(own, payloads, connections, options.seconds), measure(peer, payloads, connections, options.seconds))
-                for _ in range(options.pairs)
+                (measure(own, payloads, connections, options), measure(peer, payloads, connections, options)) for _ in range(options.pairs)
             ]
             yield from compared(f"JSON, 1 row, {connections} connection{'s' * (connections > 1)}, S", pairs)
-        for name in WIDTHS:
+        for name in WIDTHS if "binary" in options.only else ():
             payloads = [request(name, 64, key, number, binary=True) for number in range(16)]
-            measure(own, payloads, 16, 0.5)
+            measure(own, payloads, 16, options)
             shares = []
             for _ in range(options.pairs):
-                found = measure(own, payloads, 16, options.seconds)
+                found = measure(own, payloads, 16, options)
                 os.sched_setaffinity(0, {cores[-1]})
-                limit = in_process(models[name][1], WIDTHS[name][0], min(1.0, options.seconds))
+                limit = in_process(models[name][1], WIDTHS[name][0], 1.0)
                 os.sched_setaffinity(0, {cores[0]})
-                shares.append((64 * found.rate, limit[0], 64 / (found.cpu or 1e-9), limit[1]))
+                shares.append((64 * found.rate, limit[0], 64 / (found.cpu or 1e-9), limit[1], found.load))
             for what, (ours_at, limit_at) in {"rows/s": (0, 1), "rows for a second of CPU": (2, 3)}.items():
                 told = [f"{statistics.median(share[at] for share in shares):,.0f}" for at in (ours_at, limit_at)]
                 part = spread([100 * share[ours_at] / share[limit_at] for share in shares], "%")
                 yield f"binary, 64 rows, 16 connections, {name}: {what}", told[0], f"{told[1]} in process", part
+            yield "… part of its core that the load took", f"{statistics.median(share[4] for share in shares):.0%}", "", ""
 
 
 def compared(case: str, pairs: list[tuple[Figure, Figure]]) -> Iterator[tuple[str, str, str, str]]:
@@ -178,12 +176,15 @@ def spread(values: list[float], unit: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--load", choices=sorted(GENERATORS), default=DEFAULT, help="what asks: wrk, or that of `specnorm bench`")
+    parser.add_argument("--only", nargs="+", choices=("json", "binary"), default=("json", "binary"))
     parser.add_argument("--markdown", action="store_true", help="a table to paste")
     options = parser.parse_args()
     missing = [name for name in OTHERS if not (importlib.util.find_spec(name) or shutil.which(name))]
-    print(f"{os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}; medians of {options.pairs} pairs of {options.seconds:g} s")
+    print(f"{os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}; load by {options.load}")
+    print(f"medians of {options.pairs} pairs of {options.seconds} s")
     print(f"not installed, so not compared: {', '.join(missing)}\n")
     if options.markdown:
         print("| case | specnorm | beside it | ratio (least to most) |\n|---|---|---|---|")
