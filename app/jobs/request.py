@@ -202,4 +202,5 @@ def _validated(kind: type[CheckedT], fields: Mapping[str, Any], prefix: str) -> 
         if problem["type"] == "extra_forbidden":
             known = (Privacy if problem["loc"][0] == "privacy" and len(problem["loc"]) > 1 else kind).model_fields
             raise InvalidRequestError(f"unknown parameter {param}; known are {', '.join(sorted(known))}", param=param) from None
-        raise InvalidRequestError(f"{param}: {problem['msg'].removeprefix('Value error, ')}", param=param) from None
+        reason = "this is required, and was not given" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+        raise InvalidRequestError(f"{param}: {reason}", param=param) from None

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, Table, select
+from sqlalchemy import Connection, Row, Select, Table
 
 from app.errors import InvalidRequestError
 
@@ -37,11 +37,11 @@ def page(
         newest_first: order by falling number.
 
     Raises:
-        InvalidRequestError: there is no item ``after``.
+        InvalidRequestError: there is no item ``after`` in this list.
     """
     number = table.c.number
     if after is not None:
-        seen = connection.scalar(select(number).where(table.c.id == after))
+        seen = connection.scalar(query.with_only_columns(number).where(table.c.id == after))
         if seen is None:
             raise InvalidRequestError(f"there is no item {after[:80]!r} to list after", param="after")
         query = query.where(number < seen if newest_first else number > seen)
