@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from app.db import DATABASE, connect
-from app.errors import ConflictError, CorruptError, InvalidRequestError, NotFoundError, UnavailableError
+from app.errors import ConflictError, CorruptError, InvalidRequestError, NotFoundError
 from app.registry.blobs import Blobs
 from app.registry.collect import collect
 from app.registry.live import undo
@@ -245,15 +245,6 @@ def test_only_a_sha256_names_a_blob(tmp_path: Path, name: str) -> None:
 def test_a_file_that_is_no_database_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / DATABASE).write_bytes(b"garbage" * 1000)
     with pytest.raises(CorruptError, match="file is not a database"):
-        connect(tmp_path)
-
-
-def test_a_database_of_another_release_is_refused(tmp_path: Path) -> None:
-    connect(tmp_path).dispose()
-    with sqlite3.connect(tmp_path / DATABASE) as raw:
-        raw.execute("UPDATE schema_version SET version = 999")
-    raw.close()
-    with pytest.raises(UnavailableError, match="999"):
         connect(tmp_path)
 
 

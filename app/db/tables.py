@@ -1,22 +1,11 @@
-"""The database of a workspace: its tables, and a connection that is safe to share with the worker processes.
-
-SQLite in WAL mode by default. The statements elsewhere are SQLAlchemy Core without a dialect's own words, so that
-another server can take its place; what is SQLite's alone is in this module.
-"""
-
-import fcntl
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+"""The tables of a workspace. Whoever changes one changes the newest, unreleased revision in `migrations/versions` with it."""
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
-    Connection,
-    Engine,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -25,33 +14,18 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    create_engine,
-    event,
-    insert,
-    select,
 )
-from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DatabaseError
 
-from app.errors import CorruptError, SpecnormError, StorageFullError, UnavailableError
-
-SCHEMA = 1
-DATABASE = "specnorm.db"
-BUSY_SECONDS = 30.0
-
-_NAMED: dict[int, type[SpecnormError]] = {
-    sqlite3.SQLITE_FULL: StorageFullError,
-    sqlite3.SQLITE_BUSY: UnavailableError,
-    sqlite3.SQLITE_READONLY: UnavailableError,
-    sqlite3.SQLITE_CANTOPEN: UnavailableError,
-    sqlite3.SQLITE_IOERR: UnavailableError,
-    sqlite3.SQLITE_CORRUPT: CorruptError,
-    sqlite3.SQLITE_NOTADB: CorruptError,
-}
+Size = BigInteger().with_variant(Integer(), "sqlite")
+"""A number of bytes, which may pass 2**31: SQLite's integers hold that anyway."""
 
 metadata = MetaData()
 
+# What releases before the revisions look at: they refuse all but 1, and a database with a revision says 2.
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
+
+# alembic's own: the one row names the revision.
+revision = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))
 
 models = Table(
     "models",
@@ -71,6 +45,18 @@ versions = Table(
     Column("job", String(64), unique=True),
     Column("manifest", Text, nullable=False),
     Column("manifest_digest", String(64), nullable=False),
+    Index("versions_by_parent", "parent"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("alias", String(64), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("at", Integer, nullable=False),
+    Column("who", String(128), nullable=False),
+    ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
 )
 
 version_files = Table(
@@ -81,6 +67,17 @@ version_files = Table(
     Column("name", String(255), primary_key=True),
     Column("digest", String(64), nullable=False),
     ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"], ondelete="CASCADE"),
+    Index("version_files_by_digest", "digest"),
+)
+
+# What the store of bytes holds. A digest that was removed and came back has another mark, so nobody takes it for the old one.
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("bytes", Size, nullable=False),
+    Column("mark", String(32), nullable=False),
+    Column("touched", Integer, nullable=False),
 )
 
 history = Table(
@@ -105,8 +102,10 @@ files = Table(
     Column("created_at", Integer, nullable=False),
     Column("filename", String(255), nullable=False),
     Column("purpose", String(32), nullable=False),
-    Column("bytes", Integer, nullable=False),
+    Column("bytes", Size, nullable=False),
     Column("digest", String(64), nullable=False),
+    Column("expires_at", Integer),
+    Index("files_by_digest", "digest"),
     sqlite_autoincrement=True,
 )
 
@@ -131,6 +130,8 @@ jobs = Table(
     Column("owner", String(64)),
     Column("heartbeat", Integer, nullable=False, default=0),
     Column("losses", Integer, nullable=False, default=0),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("spent", Float, nullable=False, server_default="0"),
     Column("step", Integer),
     Column("steps", Integer),
     Column("estimated_finish", Integer),
@@ -168,6 +169,7 @@ job_checkpoints = Table(
     Column("metrics", JSON, nullable=False),
     Column("digest", String(64)),
     Index("checkpoints_by_job", "job", "number"),
+    Index("checkpoints_by_digest", "digest"),
     sqlite_autoincrement=True,
 )
 
@@ -195,84 +197,6 @@ idempotency = Table(
     Column("key", String(255), primary_key=True),
     Column("fingerprint", String(64), nullable=False),
     Column("resource", String(64), nullable=False),
+    Column("answer", JSON(none_as_null=True)),
+    Column("at", Integer),
 )
-
-
-def connect(workspace: Path) -> Engine:
-    """Return an engine on the database of ``workspace``, which is made if there is none.
-
-    Raises:
-        CorruptError: the file is no database, or it is gone while stored files remain.
-        UnavailableError: it was written by another release, or the folder cannot be written.
-    """
-    path = workspace / DATABASE
-    try:
-        workspace.mkdir(parents=True, exist_ok=True)
-        lock = (workspace / ".lock").open("a")
-    except OSError as error:
-        raise UnavailableError(f"the workspace {workspace} cannot be written: {error.strerror}") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that open a new workspace at once would both make the schema
-        if _empty(path) and any((workspace / "blobs" / "sha256").glob("*")):
-            raise CorruptError(f"{path} is missing or empty while stored files remain: restore it, or choose another workspace")
-        engine = _engine(path)
-        try:
-            _prepare(engine, path)
-        except BaseException:
-            engine.dispose()
-            raise
-    return engine
-
-
-@contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
-    """Open a snapshot for reading, which neither waits for a writer nor holds one up."""
-    with engine.connect() as connection:
-        yield connection.execution_options(specnorm_reading=True)
-
-
-def _empty(path: Path) -> bool:
-    return not path.exists() or path.stat().st_size == 0
-
-
-def _engine(path: Path) -> Engine:
-    engine = create_engine(
-        f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, pool_size=8, max_overflow=64
-    )
-    event.listen(engine, "connect", _set_up)
-    event.listen(engine, "begin", _begin)
-    event.listen(engine, "handle_error", _name_error)
-    return engine
-
-
-def _set_up(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where `_begin` says, not where the driver guesses
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: Connection) -> None:
-    reads = connection.get_execution_options().get("specnorm_reading", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-
-def _name_error(context: ExceptionContext) -> None:
-    kind = _NAMED.get(getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF)  # the low byte is the primary code
-    if kind is not None:
-        context.chained_exception = kind()
-
-
-def _prepare(engine: Engine, path: Path) -> None:
-    try:
-        with engine.begin() as connection:
-            if not engine.dialect.has_table(connection, schema_version.name):
-                metadata.create_all(connection)
-                connection.execute(insert(schema_version).values(version=SCHEMA))
-            elif not engine.dialect.has_table(connection, admissions.name):
-                admissions.create(connection)  # a table that releases before it do not miss
-            found = connection.execute(select(schema_version.c.version)).scalar()
-    except (SpecnormError, DatabaseError, sqlite3.DatabaseError) as error:
-        kind = type(error) if isinstance(error, SpecnormError) else CorruptError
-        raise kind(f"the database {path} cannot be used: {error.__cause__ or error}") from None
-    if found != SCHEMA:
-        raise UnavailableError(f"{path} has schema version {found}, this release reads {SCHEMA}: use the release that wrote it")

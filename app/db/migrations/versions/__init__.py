@@ -1,0 +1,1 @@
+"""One module a revision, in a row. A released one is never changed."""
