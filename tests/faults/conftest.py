@@ -1,5 +1,6 @@
 """A workspace of real files, the real processes on it, and the faults that befall them."""
 
+import contextlib
 import io
 import json
 import os
@@ -18,12 +19,14 @@ import numpy as np
 import pytest
 import torch
 from openai import OpenAI
+from sqlalchemy import Connection
 
-from app.db import connect
+from app.db import connect, reading
 from app.jobs.attempt import Attempt
 from app.jobs.request import parse
 from app.jobs.store import Jobs
 from app.registry.blobs import Blobs
+from app.registry.collect import collect
 from app.registry.files import Files
 from app.registry.registry import Registry
 from app.worker.__main__ import conclude
@@ -49,7 +52,7 @@ JOB = {
 """84 steps, a checkpoint after every tenth and after the last."""
 
 
-def until(met: Callable[[], Any], what: str) -> Any:
+def wait_until(met: Callable[[], Any], what: str) -> Any:
     """Return what ``met`` returns, once that is true."""
     end = time.monotonic() + GUARD
     while time.monotonic() < end:
@@ -102,7 +105,7 @@ class Service(Process):
             found = re.search(r"at (http://\S+)\n", self.written)
             return found and found[1]
 
-        self.url = until(address, "the service listens")
+        self.url = wait_until(address, "the service listens")
         self.http: httpx.Client = httpx.Client(base_url=self.url, timeout=GUARD)
         self.openai: OpenAI = OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=GUARD)
         return self
@@ -137,7 +140,7 @@ class Service(Process):
         return [event.message for event in self.events(job)]
 
     def ended(self, job: str) -> Any:
-        found = until(lambda: (one := self.job(job)).status in {"succeeded", "failed", "cancelled"} and one, f"{job} ends")
+        found = wait_until(lambda: (one := self.job(job)).status in {"succeeded", "failed", "cancelled"} and one, f"{job} ends")
         return found
 
     def succeeded(self, job: str) -> list[str]:
@@ -176,7 +179,7 @@ class Machine:
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE / "place"), str(ROOT)]),
             "SPECNORM_WORKSPACE": str(folder),
-            "SPECNORM_LEASE_SECONDS": "3",
+            "SPECNORM_LEASE_SECONDS": "30",
             "SPECNORM_DEVICE": "cpu",
             "SPECNORM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
@@ -210,10 +213,13 @@ class Machine:
         return process.process.wait(timeout=GUARD), process.written
 
     def examined(self) -> None:
-        """The store is whole: every file of every version is there with its sha256, nothing half written is left."""
+        """The store is whole: every file of every version is there with its sha256, nothing else is kept, nothing half written is left."""
+        assert not list((self.folder / "blobs" / "tmp").iterdir())
+        engine = connect(self.folder)
+        collect(engine, Blobs(self.folder / "blobs"), older_than=0)
+        engine.dispose()
         status, written = self.run("app.cli", "models", "verify", "--json")
         assert status == 0, written
-        assert not list((self.folder / "blobs" / "tmp").iterdir())
 
     def whole(self, service: Service, uninterrupted: dict[str, Any]) -> None:
         """There is the one new version, the same as if nothing had happened; what was live still is; the store is whole."""
@@ -233,6 +239,20 @@ class Machine:
         """Return every process that was given this workspace."""
         mine = f"SPECNORM_WORKSPACE={self.folder}".encode()
         return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if mine in _read(pid, "environ").split(b"\0")]
+
+    @staticmethod
+    def kill(pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[Connection]:
+        """Open the database for reading, past the product."""
+        engine = connect(self.folder)
+        try:
+            with reading(engine) as connection:
+                yield connection
+        finally:
+            engine.dispose()
 
     def end(self) -> None:
         for process in self._started:
@@ -259,6 +279,11 @@ def _read(pid: int, name: str) -> bytes:
 
 def _command(pid: int) -> bytes:
     return _read(pid, "cmdline").replace(b"\0", b" ")
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., Any]:
+    return wait_until
 
 
 @pytest.fixture(scope="session")
