@@ -3,8 +3,8 @@
 import asyncio
 import importlib.metadata
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,12 +21,14 @@ from app.api.shortcut import Shortcut
 from app.api.wire import protocol
 from app.db import connect
 from app.errors import SpecnormError, UnavailableError
+from app.inference import describe
 from app.inference.catalog import Catalog
 from app.jobs.admissions import Admissions
 from app.jobs.admitter import Admitter
 from app.jobs.dispatch import Dispatcher
 from app.jobs.launcher import Local
 from app.jobs.store import Jobs
+from app.link import Answer
 from app.observability import Metrics
 from app.registry.blobs import Blobs
 from app.registry.collect import collect
@@ -34,7 +36,10 @@ from app.registry.files import Files
 from app.registry.registry import Registry
 from app.security import Access, access
 from app.settings import Settings
+from app.siblings import Siblings
+from app.totals import Tree, merge
 
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 VERSION = importlib.metadata.version("specnorm")
 FOLLOW_SECONDS = 0.5
 RETRY_SECONDS = 30.0
@@ -54,8 +59,12 @@ def create_app(settings: Settings) -> ASGIApp:
     return create_service(settings).app
 
 
-def create_service(settings: Settings) -> Service:
+def create_service(settings: Settings, siblings: Siblings | None = None) -> Service:
     """Return the service.
+
+    Args:
+        settings: all of them.
+        siblings: the other processes of the same service, where there are any.
 
     Raises:
         InvalidRequestError: the settings would serve others without keys, or the file of keys cannot be read.
@@ -65,20 +74,54 @@ def create_service(settings: Settings) -> Service:
     database = connect(settings.workspace)
     registry = Registry(database, Blobs(settings.workspace / "blobs"))
     catalog = Catalog(registry, settings)
-    promotion = Promotion(registry, catalog)
-    imports = Imports(Admissions(database), registry.blobs, catalog, promotion)
+    siblings = siblings or Siblings()
+    promotion = Promotion(registry, catalog, siblings)
+    imports = Imports(Admissions(database), registry.blobs, promotion)
     take_in = partial(imports.load, wait=settings.import_seconds, who="/v2/repository")
-    api = _api(settings, judged_by, registry, catalog, take_in)
-    api.include_router(admin.router(registry, promotion, imports, Jobs(database)))
-    inference = v2.InferApp(catalog, settings, version=VERSION, take_in=take_in)
-    guard = Guard(_Fork(inference, api), judged_by, settings)
+    repository = v2.Repository(promotion.load, promotion.unload, take_in)
     page = Metrics()
+
+    async def own() -> Tree:
+        return merge((describe.numbers(catalog), await page.numbers()))
+
+    @asynccontextmanager
+    async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
+        async with siblings.joined(own, _answers(catalog)):
+            await catalog.start()
+            for models in await siblings.others("unloaded"):  # a process that is started anew serves what the others serve
+                for model in models:
+                    await catalog.unload(model)
+            with _running(_tasks(settings, registry, catalog)) as tasks:
+                async with _grpc(settings, judged_by, catalog, repository, siblings):
+                    yield
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await catalog.close()
+        database.dispose()
+
+    api = _api(settings, judged_by, registry, lifespan)
+    api.include_router(admin.router(registry, promotion, imports, Jobs(database)))
+    inference = v2.InferApp(catalog, settings, version=VERSION, repository=repository, totals=siblings.totals)
+    guard = Guard(_Fork(inference, api), judged_by, settings)
     page.add(guard.families)
-    page.add(lambda: metrics.inference(catalog))
     page.add(lambda: metrics.live(catalog))
-    page.add(lambda: metrics.stored(database))
-    api.router.routes.append(metrics.route(page))
+    page.add(lambda: metrics.stored(database), whole=True)
+    api.router.routes.append(metrics.route(page, siblings.totals))
     return Service(guard, protocol(Shortcut(catalog, settings, judged_by, guard.count)))
+
+
+def _answers(catalog: Catalog) -> dict[str, Answer]:
+    """Return what this process does when a sibling asks."""
+
+    async def unloaded() -> list[str]:
+        return sorted(catalog.unloaded)
+
+    return {
+        "catch_up": catalog.catch_up,
+        "reload": catalog.reload,
+        "unload": catalog.unload,
+        "forget": catalog.forget,
+        "unloaded": unloaded,
+    }
 
 
 def create_dispatcher(settings: Settings, database: Engine | None = None) -> Dispatcher:
@@ -108,7 +151,9 @@ class _Fork:
 
 
 @asynccontextmanager
-async def _grpc(settings: Settings, judged_by: Access, catalog: Catalog, take_in: v2.TakeIn) -> AsyncIterator[None]:
+async def _grpc(
+    settings: Settings, judged_by: Access, catalog: Catalog, repository: v2.Repository, siblings: Siblings
+) -> AsyncIterator[None]:
     """Serve gRPC too, where the settings name a port."""
     if settings.grpc_port is None:
         yield
@@ -117,28 +162,17 @@ async def _grpc(settings: Settings, judged_by: Access, catalog: Catalog, take_in
         from app.api.grpc.server import start  # noqa: PLC0415  # an extra
     except ImportError:
         raise UnavailableError("SPECNORM_GRPC_PORT is set, but gRPC is not installed: install specnorm[grpc].") from None
-    server = await start(catalog, settings, judged_by, take_in, VERSION)
+    server = await start(catalog, settings, judged_by=judged_by, repository=repository, totals=siblings.totals, version=VERSION)
     try:
         yield
     finally:
         await server.stop(settings.drain_seconds)
 
 
-def _api(settings: Settings, judged_by: Access, registry: Registry, catalog: Catalog, take_in: v2.TakeIn) -> FastAPI:
+def _api(settings: Settings, judged_by: Access, registry: Registry, lifespan: Lifespan) -> FastAPI:
     """Return every route but the inference protocol's; its lifespan is that of the whole service."""
     jobs = Jobs(registry.database)
     files = Files(registry.database, registry.blobs, max_bytes=settings.max_upload_bytes)
-
-    @asynccontextmanager
-    async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
-        await catalog.start()
-        with _running(_tasks(settings, registry, catalog)) as tasks:
-            async with _grpc(settings, judged_by, catalog, take_in):
-                yield
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await catalog.close()
-        registry.database.dispose()
-
     api = FastAPI(
         title="specnorm",
         version=VERSION,
@@ -191,7 +225,7 @@ async def follow(registry: Registry, catalog: Catalog) -> None:
         await asyncio.sleep(FOLLOW_SECONDS)
         with suppress(SpecnormError):  # the database is busy or gone: what is loaded goes on serving
             for model, version in (await asyncio.to_thread(registry.live_versions)).items():
-                settled = version is None or catalog.live_version(model) == version or catalog.unloaded(model)
+                settled = version is None or catalog.live_version(model) == version or model in catalog.unloaded
                 if version is None or settled or retry.get((model, version), 0.0) > now():
                     continue
                 retry[model, version] = now() + RETRY_SECONDS

@@ -15,7 +15,9 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from app.totals import Tree, value_of
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -40,51 +42,93 @@ class Sample(NamedTuple):
 
 
 class Family(NamedTuple):
-    """All samples of one metric."""
+    """All samples of one metric; ``across`` is what becomes of those of several processes with the same labels."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     text: str
     samples: tuple[Sample, ...]
+    across: Literal["sum", "max", "min"] = "sum"
 
 
 Source = Callable[[], AsyncIterator[Family]]
 
 
 class Metrics:
-    """The page that Prometheus reads: this process, and what each source tells."""
+    """The page that Prometheus reads."""
 
     def __init__(self) -> None:
-        self._sources: list[Source] = []
-        self._process = CollectorRegistry()
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self._process)
+        self._own: list[Source] = [process]
+        self._whole: list[Source] = []
 
-    def add(self, source: Source) -> None:
-        """Ask ``source`` for its families at every scrape."""
-        self._sources.append(source)
+    def add(self, source: Source, *, whole: bool = False) -> None:
+        """Ask ``source`` for its families at every scrape; ``whole`` where it tells of the whole service, not of this process."""
+        (self._whole if whole else self._own).append(source)
 
-    async def page(self) -> bytes:
-        """Return the text exposition; a source that fails is logged and left out."""
-        lines: list[str] = []
-        for source in self._sources:
-            try:
-                async for family in source():
-                    lines.extend(_exposition(family))
-            except Exception:
-                logging.getLogger(__name__).exception("a source of metrics failed")
-        return "".join(f"{line}\n" for line in lines).encode() + generate_latest(self._process)
+    async def numbers(self) -> Tree:
+        """Return what the sources of this process tell; see :mod:`app.totals`."""
+        kept: Tree = {}
+        now: Tree = {}
+        for family in await _told(self._own):
+            (now if family.kind == "gauge" else kept)[family.name] = _tree(family)
+        return {"kept": {"families": kept}, "now": {"families": now}}
+
+    async def page(self, totals: Tree, more: Iterable[Family] = ()) -> bytes:
+        """Return the text exposition, given the numbers of all processes; ``more`` comes first."""
+        families = {family.name: _tree(family) for family in (*more, *await _told(self._whole)) if family.samples}
+        families |= totals["kept"].get("families", {}) | totals["now"].get("families", {})
+        return "".join(f"{line}\n" for name, family in families.items() for line in _exposition(name, family)).encode()
 
 
-def _exposition(family: Family) -> Iterator[str]:
+async def _told(sources: Iterable[Source]) -> list[Family]:
+    """Return all families; a source that fails is logged and left out."""
+    told: list[Family] = []
+    for source in sources:
+        try:
+            told += [family async for family in source() if family.samples]
+        except Exception:
+            logging.getLogger(__name__).exception("a source of metrics failed")
+    return told
+
+
+_PROCESS = CollectorRegistry()
+for _collector in (ProcessCollector, PlatformCollector, GCCollector):
+    _collector(registry=_PROCESS)
+
+# What a sum over processes would make nonsense of.
+_ACROSS: dict[str, Literal["max", "min"]] = {"process_start_time_seconds": "min", "process_max_fds": "max", "python_info": "max"}
+
+
+async def process() -> AsyncIterator[Family]:
+    """Tell of this process: memory, time, descriptors, the interpreter."""
+    yield Family("specnorm_processes", "gauge", "Serving processes.", (Sample({}, 1),))
+    for metric in _PROCESS.collect():
+        kind: Literal["counter", "gauge"] = "counter" if metric.type == "counter" else "gauge"
+        samples = tuple(Sample(sample.labels, sample.value) for sample in metric.samples)
+        name = metric.samples[0].name if metric.samples else metric.name
+        yield Family(name, kind, metric.documentation, samples, _ACROSS.get(name, "sum"))
+
+
+def _tree(family: Family) -> Tree:
+    """Return a family as a branch of numbers."""
+    samples = {
+        f"{sample.suffix}{_labels(sample)}": sample.value if family.across == "sum" else {family.across: sample.value}
+        for sample in family.samples
+    }
+    return {"kind": family.kind, "text": family.text, "samples": samples}
+
+
+def _labels(sample: Sample) -> str:
+    text = ",".join(f'{name}="{_escape(value, quotes=True)}"' for name, value in sample.labels.items())
+    return f"{{{text}}}" if text else ""
+
+
+def _exposition(name: str, family: Tree) -> Iterator[str]:
     # Not through prometheus_client: it adds `_total` to the names of counters, and Triton's have none.
-    if not family.samples:
-        return
-    yield f"# HELP {family.name} {_escape(family.text)}"
-    yield f"# TYPE {family.name} {family.kind}"
-    for sample in family.samples:
-        labels = ",".join(f'{name}="{_escape(value, quotes=True)}"' for name, value in sample.labels.items())
-        yield f"{family.name}{sample.suffix}{{{labels}}} {_number(sample.value)}"
+    yield f"# HELP {name} {_escape(family['text'])}"
+    yield f"# TYPE {name} {family['kind']}"
+    for line, leaf in family["samples"].items():
+        yield f"{name}{line} {_number(value_of(leaf))}"
 
 
 def _escape(text: str, *, quotes: bool = False) -> str:

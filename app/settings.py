@@ -21,13 +21,16 @@ class Settings(BaseSettings):
     grpc_port: int | None = Field(
         default=None, ge=0, le=65535, description="Port of the protocol's gRPC side, on the same address; needs the extra `grpc`."
     )
+    processes: int = Field(
+        default=1, ge=1, le=64, description="Serving processes on the one port; a parent starts them, and starts again what dies."
+    )
     worker: Literal["local", "none"] = Field(
         default="local", description="Where fine-tune jobs run: child processes of this service, or elsewhere (`specnorm worker`)."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Device of ONNX Runtime; `cuda` fails at load where it is not had."
     )
-    threads: int = Field(default=0, ge=0, description="Threads of one ONNX Runtime session; 0 = the CPUs that this process may use.")
+    threads: int = Field(default=0, ge=0, description="Threads of one ONNX Runtime session; 0 = its process's share of the CPUs.")
     max_batch_rows: int = Field(default=256, ge=1, description="Most rows that requests are collected into for one run.")
     queue_rows: int = Field(default=16384, ge=1, description="Most rows that may wait for one version; past it 429.")
     loaded_versions: int = Field(default=4, ge=0, description="Versions that are not live and stay loaded once they were asked for.")

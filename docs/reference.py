@@ -15,10 +15,13 @@ from typer.testing import CliRunner
 from app.api import errors, metrics
 from app.api.guard import Guard
 from app.cli import root
+from app.cli.processes import RESTARTS, RESTARTS_TEXT
 from app.db import connect
+from app.inference import describe
 from app.inference.catalog import Catalog
 from app.jobs.machine import State
 from app.main import create_app
+from app.observability import Family, process
 from app.registry.blobs import Blobs
 from app.registry.registry import Registry
 from app.security import access, scope_of
@@ -104,9 +107,11 @@ def families() -> list[tuple[str, ...]]:
 async def _families(empty: Settings) -> list[tuple[str, ...]]:
     database = connect(empty.workspace)
     catalog = Catalog(Registry(database, Blobs(empty.workspace / "blobs")), empty)
-    sources = metrics.inference(catalog), metrics.live(catalog), metrics.stored(database)
     guarded = Guard(create_app(empty), access(empty), empty).families()
-    return [(f"`{family.name}`", family.text) for source in (*sources, guarded) async for family in source]
+    sources = metrics.live(catalog), metrics.stored(database), guarded, process()
+    told = [*metrics.inference(describe.numbers(catalog)), *[family for source in sources async for family in source]]
+    told.append(Family(RESTARTS, "counter", RESTARTS_TEXT, ()))
+    return [(f"`{family.name}`", family.text) for family in told if not family.name.startswith(("process_", "python_"))]
 
 
 if __name__ == "__main__":

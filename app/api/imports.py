@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from app.api.promotion import Promotion
 from app.errors import InvalidRequestError, UnavailableError
-from app.inference.catalog import Catalog
 from app.jobs.admissions import FAILED, SUCCEEDED, WAITING, Admissions
 from app.registry.blobs import Blobs
 from export.bundle import MODEL
@@ -22,10 +21,9 @@ NOBODY: Final = (
 class Imports:
     """Takes models in; one that no worker takes up within :data:`CLAIM_SECONDS` is withdrawn."""
 
-    def __init__(self, admissions: Admissions, blobs: Blobs, catalog: Catalog, promotion: Promotion) -> None:
+    def __init__(self, admissions: Admissions, blobs: Blobs, promotion: Promotion) -> None:
         self.admissions = admissions
         self.blobs = blobs
-        self._catalog = catalog
         self._promotion = promotion
 
     async def submit(self, model: str, files: Mapping[str, str], *, wait: float, key: str | None = None) -> dict[str, Any]:
@@ -46,8 +44,8 @@ class Imports:
             found = await asyncio.to_thread(self.admissions.get, found["id"])
         if found["status"] == FAILED:
             raise InvalidRequestError(found["error"])
-        if found["status"] == SUCCEEDED and self._catalog.live_version(model) is None:
-            await self._catalog.reload(model)
+        if found["status"] == SUCCEEDED:
+            await self._promotion.catch_up(model)
         return found
 
     async def load(self, model: str, content: bytes, *, wait: float, who: str) -> None:

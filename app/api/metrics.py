@@ -1,7 +1,7 @@
 """`/metrics`: what the rooms know, as Prometheus families. Inference counters have Triton's names."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import accumulate, pairwise
 
 from sqlalchemy import Engine, func, select
@@ -10,10 +10,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.db import history, jobs, reading
+from app.inference import describe
 from app.inference.catalog import Catalog
 from app.inference.served import Served
 from app.inference.statistics import Statistics
 from app.observability import CONTENT_TYPE, Family, Metrics, Sample
+from app.totals import Tree
 
 BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -31,18 +33,19 @@ COUNTERS: dict[str, tuple[str, Callable[[Statistics], int]]] = {
 }
 
 
-def route(metrics: Metrics) -> Route:
-    """Return the route of the page."""
+def route(metrics: Metrics, totals: Callable[[], Awaitable[Tree]]) -> Route:
+    """Return the route of the page, whose numbers are those of the whole service, whichever of its processes answers."""
 
     async def page(_request: Request) -> Response:
-        return Response(await metrics.page(), media_type=CONTENT_TYPE)
+        numbers = await totals()
+        return Response(await metrics.page(numbers, inference(numbers)), media_type=CONTENT_TYPE)
 
     return Route("/metrics", page, methods=["GET"], include_in_schema=False)
 
 
-async def inference(catalog: Catalog) -> AsyncIterator[Family]:
+def inference(totals: Tree) -> Iterator[Family]:
     """Tell what every version that was ever loaded has done."""
-    known = {key: statistics for key, (statistics, _) in catalog.statistics().items()}
+    known = describe.counted(totals)
     labels = {(model, version): {"model": model, "version": version} for model, version in known}
     for name, (text, number) in COUNTERS.items():
         yield Family(name, "counter", text, tuple(Sample(labels[key], number(known[key])) for key in known))
@@ -56,13 +59,14 @@ async def live(catalog: Catalog) -> AsyncIterator[Family]:
     waiting = tuple(Sample(_of(one), one.waiting) for one in served)
     yield Family("nv_inference_pending_request_count", "gauge", "Requests that wait for a run.", waiting)
     bounds = tuple(Sample(_of(one), one.manifest.lipschitz.bound) for one in served if one.manifest.lipschitz.bound is not None)
-    yield Family("specnorm_lipschitz_bound", "gauge", "Lipschitz bound (L2) of the live version; absent where there is none.", bounds)
+    yield Family(
+        "specnorm_lipschitz_bound", "gauge", "Lipschitz bound (L2) of the live version; absent where there is none.", bounds, "max"
+    )
     for name, text in (("sigma_upper", "before the fold"), ("folded_sigma_upper", "in the bytes that are served")):
         samples = tuple(Sample({**_of(one), "layer": layer.name}, getattr(layer, name)) for one in served for layer in one.manifest.layers)
-        yield Family(f"specnorm_{name}", "gauge", f"Rigorous upper bound of a layer's spectral norm {text}.", samples)
-    yield Family(
-        "specnorm_model_info", "gauge", "What is live, and where it runs.", tuple(Sample({**_of(o), **_what(o)}, 1) for o in served)
-    )
+        yield Family(f"specnorm_{name}", "gauge", f"Rigorous upper bound of a layer's spectral norm {text}.", samples, "max")
+    info = tuple(Sample({**_of(one), **_what(one)}, 1) for one in served)
+    yield Family("specnorm_model_info", "gauge", "What is live, and where it runs.", info, "max")
 
 
 async def stored(database: Engine) -> AsyncIterator[Family]:

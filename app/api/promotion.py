@@ -1,4 +1,7 @@
-"""Changes of what is live, one act per model at a time: the pointer in the database and what this process serves move together."""
+"""Changes of what is live, one act per model at a time: the pointer in the database and what every process serves move together.
+
+An act is answered once all processes of this service have done it; one that cannot is logged, and follows the database.
+"""
 
 import asyncio
 from collections import defaultdict
@@ -7,14 +10,16 @@ from typing import Any
 from app.errors import ConflictError
 from app.inference.catalog import Catalog
 from app.registry.registry import Registry
+from app.siblings import Siblings
 
 
 class Promotion:
-    """Promotes, rolls back and deletes versions."""
+    """Promotes, rolls back and deletes versions, loads and unloads models."""
 
-    def __init__(self, registry: Registry, catalog: Catalog) -> None:
+    def __init__(self, registry: Registry, catalog: Catalog, siblings: Siblings) -> None:
         self._registry = registry
         self._catalog = catalog
+        self._siblings = siblings
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def promote(self, name: str, version: str, *, who: str, why: str = "asked for") -> dict[str, Any]:
@@ -22,7 +27,7 @@ class Promotion:
         async with self._turns[name]:
             await self._catalog.prepare(name, version)
             previous = await asyncio.to_thread(self._registry.promote, name, version, why=why, who=who)
-            await self._catalog.go_live(name, version)
+            await self.catch_up(name)
         return {"name": name, "live_version": version, "previous_version": previous}
 
     async def rollback(self, name: str, *, who: str) -> dict[str, Any]:
@@ -31,8 +36,18 @@ class Promotion:
             target = await asyncio.to_thread(self._registry.previous, name)
             await self._catalog.prepare(name, target)
             version, previous = await asyncio.to_thread(self._registry.rollback, name, who=who, expected=target)
-            await self._catalog.go_live(name, version)
+            await self.catch_up(name)
         return {"name": name, "live_version": version, "previous_version": previous}
+
+    async def load(self, name: str) -> None:
+        """Read the promoted version of a model again."""
+        await self._catalog.reload(name)
+        await self._siblings.others("reload", model=name)
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more until it is loaded or a version of it is promoted."""
+        await self._catalog.unload(name)
+        await self._siblings.others("unload", model=name)
 
     async def delete(self, name: str, version: str) -> dict[str, Any]:
         """Remove a version that is neither live nor the parent of another."""
@@ -41,4 +56,10 @@ class Promotion:
                 raise ConflictError(f"{name}:{version} is live: promote another version first")
             await asyncio.to_thread(self._registry.delete, name, version)
             await self._catalog.forget(name, version)
+            await self._siblings.others("forget", model=name, version=version)
         return {"name": name, "version": version, "deleted": True}
+
+    async def catch_up(self, name: str) -> None:
+        """Have every process serve what the database says is live. It is read again: another may have promoted meanwhile."""
+        await self._catalog.catch_up(name)
+        await self._siblings.others("catch_up", model=name)

@@ -23,13 +23,13 @@ from app.inference import describe
 from app.inference.catalog import Catalog, Served
 from app.inference.statistics import Metrics
 from app.settings import Settings
+from app.totals import Tree
 
-__all__ = ["InferApp", "openapi"]
+__all__ = ["InferApp", "Repository", "openapi"]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 Authorise = Callable[[Iterable[tuple[bytes, bytes]], str, str], object]
 AnswerT = TypeVar("AnswerT")
-TakeIn = Callable[[str, bytes], Awaitable[None]]
 
 _JSON: Final[Headers] = ((b"content-type", b"application/json"),)
 
@@ -39,6 +39,18 @@ class Reply(NamedTuple):
 
     body: bytes
     headers: Headers = _JSON
+
+
+async def _takes_none(_model: str, _content: bytes) -> None:
+    raise UnavailableError("Models are not taken in here.")
+
+
+class Repository(NamedTuple):
+    """What the repository's routes do with a model: load it again, unload it, take in a file as its next version."""
+
+    load: Callable[[str], Awaitable[None]]
+    unload: Callable[[str], Awaitable[None]]
+    take_in: Callable[[str, bytes], Awaitable[None]] = _takes_none
 
 
 class Call(NamedTuple):
@@ -62,7 +74,8 @@ class InferApp:
         version: of the product, for the server's metadata.
         authorise: called with headers, method and path before anything else; raises where the caller may not.
         metrics: told of every inference request.
-        take_in: has the file of a load judged, published and made live; without it a load takes no files.
+        repository: what loads and unloads do; by default they are of this process, and take no files.
+        totals: the numbers of the whole service; by default those of this process.
     """
 
     def __init__(
@@ -73,14 +86,16 @@ class InferApp:
         version: str = "",
         authorise: Authorise | None = None,
         metrics: Metrics | None = None,
-        take_in: TakeIn | None = None,
+        repository: Repository | None = None,
+        totals: Callable[[], Awaitable[Tree]] | None = None,
     ) -> None:
         self._catalog = catalog
         self._settings = settings
         self._version = version
         self._authorise = authorise
         self._metrics = metrics
-        self._take_in = take_in
+        self._repository = repository or Repository(catalog.reload, catalog.unload)
+        self._totals = totals or self._own
         self._fixed: dict[tuple[str, ...], tuple[str, Endpoint]] = {
             (): ("GET", self._server),
             ("",): ("GET", self._server),
@@ -184,10 +199,13 @@ class InferApp:
     async def _statistics(self, call: Call) -> Reply:
         """Tell of one version, or of all of a model that were loaded, once it is sure that there are such."""
         await self._catalog.get(call.model, call.version)
-        return _json(describe.statistics(self._catalog, call.model, call.version))
+        return _json(describe.statistics(await self._totals(), call.model, call.version))
 
     async def _all_statistics(self, call: Call) -> Reply:
-        return _json(describe.statistics(self._catalog))
+        return _json(describe.statistics(await self._totals()))
+
+    async def _own(self) -> Tree:
+        return describe.numbers(self._catalog)
 
     async def _index(self, call: Call) -> Reply:
         only_ready = (await self._document(call, self._settings.max_json_bytes)).get("ready", False)
@@ -200,16 +218,14 @@ class InferApp:
         parameters = (await self._document(call, self._settings.max_binary_bytes)).get("parameters") or {}
         content = model_file(parameters)
         if content is None:
-            await self._catalog.reload(call.model)
-        elif self._take_in is None:
-            raise UnavailableError("Models are not taken in here.")
+            await self._repository.load(call.model)
         else:
-            await self._take_in(call.model, content)
+            await self._repository.take_in(call.model, content)
         return _json({})
 
     async def _unload(self, call: Call) -> Reply:
         await self._document(call, self._settings.max_json_bytes)
-        await self._catalog.unload(call.model)
+        await self._repository.unload(call.model)
         return _json({})
 
     async def _document(self, call: Call, limit: int) -> dict[str, Any]:

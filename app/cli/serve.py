@@ -1,12 +1,9 @@
 """`specnorm serve`, `specnorm worker` and `specnorm doctor`."""
 
 import asyncio
-import gc
 import importlib.metadata
-import os
 import platform
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -30,24 +27,41 @@ def serve(
     workspace: Workspace = None,
     host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to bind; 0 takes a free one.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, max=64, help="Serving processes on the one port.")] = None,
     worker: Annotated[str | None, typer.Option(help="local: fine-tune jobs run here; none: elsewhere.")] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help=f"First train the model `{DEMO}` on scikit-learn's digits, where there is none.")
     ] = False,
 ) -> None:
     """Serve the models of a workspace, and run its fine-tune jobs."""
+    from app.cli import process  # noqa: PLC0415 - loaded by those commands that need it
+    from app.cli.processes import Processes  # noqa: PLC0415
+    from app.observability import configure_logging  # noqa: PLC0415
+    from app.security import check_bind  # noqa: PLC0415
+
     begun = time.monotonic()
-    settings = read_settings(workspace=workspace, host=host, port=port, worker=worker)
-    listener = _listen(settings)
+    settings = read_settings(workspace=workspace, host=host, port=port, processes=processes, worker=worker)
+    check_bind(settings)
+    listener = process.listen(settings)  # first: what cannot be served need not be trained
     if settings.demo_bundle and not registry(settings.workspace).models():
         output.note(children.publish(settings.demo_bundle, DEMO, settings.workspace))
     if demo and DEMO not in registry(settings.workspace).models():
         output.note(f"· training the demo model {DEMO}")
         children.train_model(data=DEMO, arch="mlp", gradient_mode="full", name=DEMO, workspace=settings.workspace)
     trained = time.monotonic()
-    _run(
-        settings, listener, lambda: _announce(settings, listener, training=trained - begun if demo else 0, start=time.monotonic() - trained)
-    )
+    bound: int = listener.getsockname()[1]
+
+    def started() -> None:
+        _announce(settings, bound, training=trained - begun if demo else 0, start=time.monotonic() - trained)
+
+    if settings.processes == 1:
+        process.run(settings, listener, started)
+        return
+    listener.close()
+    configure_logging(settings.log_level, settings.log_format)
+    with process.reserve(settings, bound), process.reserve(settings, settings.grpc_port) as grpc:
+        shared = settings.model_copy(update={"port": bound, "grpc_port": grpc and grpc.getsockname()[1]})
+        asyncio.run(Processes(shared, started).run())
 
 
 def worker(workspace: Workspace = None) -> None:
@@ -81,56 +95,8 @@ def register(root: typer.Typer) -> None:
         root.command()(command)
 
 
-def _listen(settings: "Settings") -> socket.socket:
-    """Bind first: what cannot be served need not be trained."""
-    from app.security import check_bind  # noqa: PLC0415
-
-    check_bind(settings)
-    try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise UnavailableError(f"{settings.host}:{settings.port} cannot be bound: {why}; choose another with --port.") from None
-
-
-def _run(settings: "Settings", listener: socket.socket, started: Callable[[], None]) -> None:
-    """Serve until a signal asks to stop; then answer what is in flight and return."""
-    import uvicorn  # noqa: PLC0415
-
-    from app.main import create_service  # noqa: PLC0415
-    from app.observability import configure_logging  # noqa: PLC0415
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                gc.collect()
-                gc.freeze()  # what is loaded by now stays: no collection needs to walk it again
-                started()
-
-    configure_logging(settings.log_level, settings.log_format)
-    service = create_service(settings)
-    config = uvicorn.Config(
-        service.app,
-        loop="uvloop",
-        http=service.http,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
-    )
-    # uvicorn raises the signal again when it is done; a stop that was asked for is no failure.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    server = Server(config)
-    server.run([listener])
-    if not server.started:
-        raise UnavailableError("The service did not start; the lines above say why.")
-
-
-def _announce(settings: "Settings", listener: socket.socket, *, training: float, start: float) -> None:
-    host, port = listener.getsockname()[:2]
+def _announce(settings: "Settings", port: int, *, training: float, start: float) -> None:
+    host = settings.host
     shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else f"[{host}]" if ":" in host else host  # noqa: S104 - compared, not bound
     url = f"http://{shown}:{port}"
     models = registry(settings.workspace)
@@ -178,7 +144,11 @@ def _store(settings: "Settings") -> str:
 
 
 def _address(settings: "Settings") -> str:
-    _listen(settings).close()
+    from app.cli import process  # noqa: PLC0415
+    from app.security import check_bind  # noqa: PLC0415
+
+    check_bind(settings)
+    process.listen(settings).close()
     return f"{settings.host}:{settings.port} is free"
 
 

@@ -116,8 +116,16 @@ class Catalog:
             self._failures.pop((model, version), None)
             self._swap(await self._load(model, version))
 
+    async def catch_up(self, model: str) -> None:
+        """Make the promoted version live, loaded if it is not yet; like :meth:`go_live`, but of what is promoted by now."""
+        async with self._turns[model]:
+            version = await asyncio.to_thread(self._source.live, model)
+            if version is not None and self.live_version(model) != version:
+                self._failures.pop((model, version), None)
+                self._swap(await self._obtain(model, version))
+
     async def unload(self, model: str) -> None:
-        """Serve ``model`` no more, until it is loaded or a version of it goes live in this process. What it has it finishes.
+        """Serve ``model`` no more, until it is loaded or a version of it goes live by a call. What it has it finishes.
 
         Raises:
             NotFoundError: there is no such model.
@@ -130,9 +138,10 @@ class Catalog:
             for key in [key for key in self._others if key[0] == model]:
                 del self._others[key]
 
-    def unloaded(self, model: str) -> bool:
-        """Return whether ``model`` was taken out of service by :meth:`unload`."""
-        return model in self._unloaded
+    @property
+    def unloaded(self) -> frozenset[str]:
+        """The models that :meth:`unload` took out of service."""
+        return frozenset(self._unloaded)
 
     async def forget(self, model: str, version: str) -> None:
         """Drop a version that is being deleted.

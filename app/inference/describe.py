@@ -5,6 +5,8 @@ from typing import Any, Final
 
 from app.inference.catalog import Catalog
 from app.inference.served import Served
+from app.inference.statistics import Statistics
+from app.totals import Tree
 from export.bundle import Tensor
 
 NAME: Final = "specnorm"
@@ -49,12 +51,31 @@ def metadata(served: Served, versions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def statistics(catalog: Catalog, model: str | None = None, version: str | None = None) -> dict[str, Any]:
+def numbers(catalog: Catalog) -> Tree:
+    """Return what this process has counted (``kept``) and holds (``now``); see :mod:`app.totals`."""
+    kept: Tree = {}
+    memory: Tree = {}
+    for (model, version), (statistics, device) in catalog.statistics().items():
+        kept.setdefault(model, {})[version] = statistics.tree()
+        if device is not None:
+            memory.setdefault(model, {})[version] = {"GPU" if device == "cuda" else "CPU": statistics.model_bytes}
+    return {"kept": {"statistics": kept}, "now": {"memory": memory}}
+
+
+def counted(totals: Tree) -> dict[tuple[str, str], Statistics]:
+    """Return the statistics of every version in ``totals``, by model and version."""
+    of_models = totals["kept"].get("statistics", {})
+    return {(model, version): Statistics.of(tree) for model, versions in of_models.items() for version, tree in versions.items()}
+
+
+def statistics(totals: Tree, model: str | None = None, version: str | None = None) -> dict[str, Any]:
     """Return the statistics of every version that was ever loaded, or of those that are asked for."""
-    known = sorted(catalog.statistics().items())
+    memory = totals["now"].get("memory", {})
     return {
         "model_stats": [
-            told.describe(*key, device=device) for key, (told, device) in known if model in (None, key[0]) and version in (None, key[1])
+            told.describe(*key, memory.get(key[0], {}).get(key[1], {}))
+            for key, told in sorted(counted(totals).items())
+            if model in (None, key[0]) and version in (None, key[1])
         ]
     }
 

@@ -154,7 +154,7 @@ class Session:
 
 def _open(model: bytes, settings: Settings) -> Any:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = settings.threads or available_cpus()
+    options.intra_op_num_threads = settings.threads or max(1, available_cpus() // settings.processes)
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn the worker's cores
     options.log_severity_level = 4  # what goes wrong is raised, and logged by whoever catches it

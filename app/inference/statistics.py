@@ -1,7 +1,12 @@
 """Counts and times of one version, in the words of the protocol's statistics extension."""
 
 import time
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, Protocol
+
+from app.totals import Tree, value_of
+
+_TALLIES: Final = ("success", "fail", "queue", "decode", "run", "encode")
 
 
 class Metrics(Protocol):
@@ -29,6 +34,13 @@ class Tally:
     def describe(self) -> dict[str, int]:
         """Return the protocol's object."""
         return {"count": self.count, "ns": self.ns}
+
+    @classmethod
+    def of(cls, tree: Mapping[str, int]) -> "Tally":
+        """Return what :meth:`describe` gave."""
+        own = cls()
+        own.add(tree["ns"], tree["count"])
+        return own
 
 
 class Times(NamedTuple):
@@ -64,8 +76,19 @@ class Batches:
 
     def describe(self, rows: int) -> dict[str, Any]:
         """Return the protocol's object."""
+        return {"batch_size": rows, **self.tree()}
+
+    def tree(self) -> Tree:
+        """Return the numbers alone."""
         parts = {"compute_input": self.input, "compute_infer": self.infer, "compute_output": self.output}
-        return {"batch_size": rows, **{name: tally.describe() for name, tally in parts.items()}}
+        return {name: tally.describe() for name, tally in parts.items()}
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> "Batches":
+        """Return what :meth:`tree` gave."""
+        own = cls()
+        own.input, own.infer, own.output = (Tally.of(tree[name]) for name in ("compute_input", "compute_infer", "compute_output"))
+        return own
 
 
 class Statistics:
@@ -108,10 +131,31 @@ class Statistics:
             batches = self.batches[rows] = Batches()
         batches.add(run)
 
-    def describe(self, model: str, version: str, *, device: str | None) -> dict[str, Any]:
-        """Return the protocol's object; ``device`` is None while the version is not loaded."""
+    def tree(self) -> Tree:
+        """Return it as numbers that add up with those of other processes; see :mod:`app.totals`."""
+        return {
+            "model_bytes": {"max": self.model_bytes},
+            "last_inference_ms": {"max": self.last_inference_ms},
+            "inference_count": self.inference_count,
+            "execution_count": self.execution_count,
+            **{name: getattr(self, name).describe() for name in _TALLIES},
+            "batches": {str(rows): batches.tree() for rows, batches in list(self.batches.items())},
+        }
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> "Statistics":
+        """Return what :meth:`tree` gave, or a sum of such."""
+        own = cls(model_bytes=int(value_of(tree["model_bytes"])))
+        own.last_inference_ms = int(value_of(tree["last_inference_ms"]))
+        own.inference_count, own.execution_count = tree["inference_count"], tree["execution_count"]
+        for name in _TALLIES:
+            setattr(own, name, Tally.of(tree[name]))
+        own.batches = {int(rows): Batches.of(batches) for rows, batches in tree["batches"].items()}
+        return own
+
+    def describe(self, model: str, version: str, memory: Mapping[str, int]) -> dict[str, Any]:
+        """Return the protocol's object; ``memory`` is in bytes by kind, and empty while the version is not loaded."""
         nothing = Tally().describe()
-        memory = [{"type": "GPU" if device == "cuda" else "CPU", "id": 0, "byte_size": self.model_bytes}] if device else []
         return {
             "name": model,
             "version": version,
@@ -130,5 +174,5 @@ class Statistics:
             },
             "response_stats": {},
             "batch_stats": [batches.describe(rows) for rows, batches in sorted(self.batches.items())],
-            "memory_usage": memory,
+            "memory_usage": [{"type": kind, "id": 0, "byte_size": size} for kind, size in memory.items()],
         }

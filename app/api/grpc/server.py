@@ -12,14 +12,16 @@ from app.api import health
 from app.api.errors import BUG, status_of
 from app.api.grpc.messages import CLASSES, HEALTH, SERVICE
 from app.api.grpc.translate import load_parameters, request, response
-from app.api.v2 import TakeIn
+from app.api.v2 import Repository
 from app.api.v2_load import model_file
 from app.errors import SpecnormError, UnavailableError
 from app.inference import describe
 from app.inference.catalog import Catalog
 from app.security import Access, authorise
 from app.settings import Settings
+from app.totals import Tree
 
+Totals = Callable[[], Awaitable[Tree]]
 Method = Callable[[Any], Awaitable[Any]]
 
 CODES: Final[dict[int, grpc.StatusCode]] = {
@@ -38,16 +40,22 @@ _OVERHEAD: Final = 1 << 20  # of a message around its tensors
 log = logging.getLogger("app.api")
 
 
-async def start(catalog: Catalog, settings: Settings, judged_by: Access, take_in: TakeIn, version: str) -> "grpc.aio.Server":
+async def start(
+    catalog: Catalog, settings: Settings, *, judged_by: Access, repository: Repository, totals: Totals, version: str
+) -> "grpc.aio.Server":
     """Return the service, listening on the port of the settings.
 
     Raises:
         UnavailableError: the port cannot be bound.
     """
     most = settings.max_binary_bytes + _OVERHEAD
-    sizes = [("grpc.max_receive_message_length", most), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+    sizes = [
+        ("grpc.max_receive_message_length", most),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", int(settings.processes > 1)),
+    ]
     server = grpc.aio.server(options=sizes)
-    methods = Methods(catalog, take_in, version)
+    methods = Methods(catalog, repository, totals, version)
     guarded = _Guarded(judged_by)
     handlers = {
         name: guarded.unary(name, "/v2/repository" if name.startswith("Repository") else "/v2", method)
@@ -75,9 +83,10 @@ async def start(catalog: Catalog, settings: Settings, judged_by: Access, take_in
 class Methods:
     """What each method answers; errors are the core's own."""
 
-    def __init__(self, catalog: Catalog, take_in: TakeIn, version: str) -> None:
+    def __init__(self, catalog: Catalog, repository: Repository, totals: Totals, version: str) -> None:
         self._catalog = catalog
-        self._take_in = take_in
+        self._repository = repository
+        self._totals = totals
         self._version = version
 
     def all(self) -> dict[str, Method]:
@@ -139,7 +148,7 @@ class Methods:
         """Return the statistics of one model, or of all."""
         if message.name:
             await self._catalog.get(message.name, message.version or None)
-        known = describe.statistics(self._catalog, message.name or None, message.version or None)
+        known = describe.statistics(await self._totals(), message.name or None, message.version or None)
         return _filled("ModelStatisticsResponse", known)
 
     async def infer(self, message: Any) -> Any:
@@ -157,14 +166,14 @@ class Methods:
         """Read the promoted version again, or take in the file that comes along."""
         content = model_file(load_parameters(message.parameters))
         if content is None:
-            await self._catalog.reload(message.model_name)
+            await self._repository.load(message.model_name)
         else:
-            await self._take_in(message.model_name, content)
+            await self._repository.take_in(message.model_name, content)
         return CLASSES["RepositoryModelLoadResponse"]()
 
     async def unload(self, message: Any) -> Any:
         """Serve a model no more until it is loaded."""
-        await self._catalog.unload(message.model_name)
+        await self._repository.unload(message.model_name)
         return CLASSES["RepositoryModelUnloadResponse"]()
 
 
