@@ -19,7 +19,6 @@ from app.api.imports import Imports
 from app.api.promotion import Promotion
 from app.api.shortcut import Shortcut
 from app.api.wire import protocol
-from app.db import connect
 from app.errors import SpecnormError, UnavailableError
 from app.inference import describe
 from app.inference.catalog import Catalog
@@ -30,10 +29,10 @@ from app.jobs.launcher import Local
 from app.jobs.store import Jobs
 from app.link import Answer
 from app.observability import Metrics
-from app.registry.blobs import Blobs
 from app.registry.collect import collect
 from app.registry.files import Files
 from app.registry.registry import Registry
+from app.registry.workspace import open_registry
 from app.security import Access, access
 from app.settings import Settings
 from app.siblings import Siblings
@@ -71,8 +70,8 @@ def create_service(settings: Settings, siblings: Siblings | None = None) -> Serv
         CorruptError, UnavailableError: the workspace cannot be used.
     """
     judged_by = access(settings)
-    database = connect(settings.workspace)
-    registry = Registry(database, Blobs(settings.workspace / "blobs"))
+    registry = open_registry(settings)
+    database = registry.database
     catalog = Catalog(registry, settings)
     siblings = siblings or Siblings()
     promotion = Promotion(registry, catalog, siblings)
@@ -126,13 +125,13 @@ def _answers(catalog: Catalog) -> dict[str, Answer]:
 
 def create_dispatcher(settings: Settings, database: Engine | None = None) -> Dispatcher:
     """Return what runs the jobs of a workspace."""
-    return Dispatcher(Jobs(database or connect(settings.workspace)), Local(settings), settings)
+    return Dispatcher(Jobs(database or open_registry(settings).database), Local(settings), settings)
 
 
-async def work(settings: Settings, database: Engine | None = None) -> None:
+async def work(settings: Settings, registry: Registry | None = None) -> None:
     """Run the jobs of a workspace and judge the models that wait in it, until cancelled."""
-    database = database or connect(settings.workspace)
-    registry = Registry(database, Blobs(settings.workspace / "blobs"))
+    registry = registry or open_registry(settings)
+    database = registry.database
     async with asyncio.TaskGroup() as group:
         group.create_task(create_dispatcher(settings, database).run())
         group.create_task(Admitter(Admissions(database), registry, settings).run())
@@ -196,7 +195,7 @@ def _tasks(settings: Settings, registry: Registry, catalog: Catalog) -> Iterator
     yield asyncio.create_task(follow(registry, catalog))
     yield asyncio.create_task(_tidy(registry))
     if settings.worker == "local":
-        yield asyncio.create_task(work(settings, registry.database))
+        yield asyncio.create_task(work(settings, registry))
 
 
 async def _tidy(registry: Registry) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -13,6 +13,18 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SPECNORM_", env_file=".env", extra="ignore", frozen=True)
 
     workspace: Path = Field(default=Path("workspace"), description="Folder of the database and the stored files.")
+    database_url: SecretStr | None = Field(
+        default=None, description="PostgreSQL instead of SQLite: `postgresql+psycopg://user:password@host/name`; needs the extra `postgres`."
+    )
+    blobs_url: str | None = Field(
+        default=None, description="Bucket of stored files instead of a folder: `s3://bucket/prefix`; needs the extra `s3`."
+    )
+    quota_bytes: int = Field(default=0, ge=0, description="Most bytes that stored files may take, past it 507; 0 = as the disk allows.")
+    keep_versions: int = Field(
+        default=0, ge=0, description="Versions of each model that are kept, the newest ones, beside those in use; 0 = all."
+    )
+    keep_days: float = Field(default=0.0, ge=0, description="Days after which a version that is not in use is removed; 0 = never.")
+    tidy_seconds: float = Field(default=3600.0, gt=0, description="Time between removals of old versions and of unnamed stored files.")
     demo_bundle: Path | None = Field(
         default=None, description="Folder of a bundle that `specnorm serve` publishes as `digits` in a workspace without models."
     )

@@ -34,8 +34,6 @@ def settings(**flags: Any) -> "Settings":
 
 def registry(workspace: Path) -> "Registry":
     """Return the registry of ``workspace``."""
-    from app.db import connect  # noqa: PLC0415
-    from app.registry.blobs import Blobs  # noqa: PLC0415
-    from app.registry.registry import Registry  # noqa: PLC0415
+    from app.registry.workspace import open_registry  # noqa: PLC0415
 
-    return Registry(connect(workspace), Blobs(workspace / "blobs"))
+    return open_registry(settings(workspace=workspace))

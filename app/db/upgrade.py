@@ -59,7 +59,7 @@ def _found(connection: Connection) -> str | None:
     """Return the revision of a database, or None for an empty one."""
     dialect = connection.dialect
     if dialect.has_table(connection, revision.name):
-        found = connection.scalar(select(revision.c.version_num))
+        found: str | None = connection.scalar(select(revision.c.version_num))
     elif dialect.has_table(connection, schema_version.name):
         number = connection.scalar(select(schema_version.c.version))
         found = None if number is None else f"{number:04d}"

@@ -119,4 +119,7 @@ class Local:
 def _environment(settings: Settings) -> dict[str, str]:
     threads = str(settings.job_threads)
     libraries = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-    return libraries | {"SPECNORM_JOB_THREADS": threads, "SPECNORM_LEASE_SECONDS": str(settings.lease_seconds), "PYTHONUNBUFFERED": "1"}
+    stores = {"SPECNORM_BLOBS_URL": settings.blobs_url} if settings.blobs_url else {}
+    if settings.database_url:
+        stores["SPECNORM_DATABASE_URL"] = settings.database_url.get_secret_value()
+    return libraries | stores | {"SPECNORM_JOB_THREADS": threads, "SPECNORM_LEASE_SECONDS": str(settings.lease_seconds), "PYTHONUNBUFFERED": "1"}

@@ -9,13 +9,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from app.db import connect
 from app.errors import CorruptError, SpecnormError, StorageFullError, UnavailableError
 from app.jobs.attempt import Attempt, CancelledError, FencedError
 from app.jobs.store import Claim
-from app.registry.blobs import Blobs
 from app.registry.collect import collect
 from app.registry.registry import Registry
+from app.registry.workspace import open_registry
 from app.settings import Settings
 from app.worker.failure import JobFailedError, failure_of
 from app.worker.pulse import InterruptedJobError, Pulse
@@ -32,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--token", type=int, required=True, help="number of the attempt, as the claim gave it")
     options = parser.parse_args(arguments)
     settings = Settings(workspace=options.workspace)
-    database = connect(options.workspace)
+    registry = open_registry(settings)
+    database = registry.database
     attempt = Attempt(database, Claim(options.job, options.token))
-    registry = Registry(database, Blobs(options.workspace / "blobs"))
     pulse = Pulse(attempt, min(1.0, settings.lease_seconds / BEATS_PER_LEASE))
     signal.signal(signal.SIGTERM, lambda *_: pulse.interrupt("its worker was asked to end"))
     with pulse:

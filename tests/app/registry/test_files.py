@@ -12,8 +12,8 @@ from app.registry.files import Files
 
 
 @pytest.fixture
-def files(tmp_path: Path):
-    engine = connect(tmp_path)
+def files(tmp_path: Path, database_url: str | None):
+    engine = connect(tmp_path, database_url)
     yield Files(engine, Blobs(tmp_path / "blobs"), max_bytes=1000)
     engine.dispose()
 

@@ -1,7 +1,6 @@
 """Real SQLite and real files in a temporary folder."""
 
 import os
-import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -33,8 +32,8 @@ def make(model: bytes = b"graph", **files: bytes) -> tuple[Manifest, dict[str, b
 
 
 @pytest.fixture
-def database(tmp_path: Path):
-    engine = connect(tmp_path)
+def database(tmp_path: Path, database_url: str | None):
+    engine = connect(tmp_path, database_url)
     yield engine
     engine.dispose()
 
@@ -106,11 +105,10 @@ def test_a_flipped_bit_is_told_and_not_served(registry: Registry, tmp_path: Path
     assert registry.artifact("digits", "1").model == b"graph 0"  # the same bytes, stored again, heal it
 
 
-def test_a_changed_manifest_is_told_and_the_other_versions_still_listed(registry: Registry, tmp_path: Path) -> None:
+def test_a_changed_manifest_is_told_and_the_other_versions_still_listed(registry: Registry) -> None:
     publish(registry, 2)
-    with sqlite3.connect(tmp_path / DATABASE) as raw:
-        raw.execute("UPDATE versions SET manifest = replace(manifest, '\"bound\":1.0', '\"bound\":0.1') WHERE version = 1")
-    raw.close()
+    with registry.database.begin() as connection:
+        connection.exec_driver_sql("UPDATE versions SET manifest = replace(manifest, '\"bound\":1.0', '\"bound\":0.1') WHERE version = 1")
     with pytest.raises(CorruptError):
         registry.manifest("digits", "1")
     first, second = registry.describe("digits")
@@ -255,7 +253,9 @@ def test_a_workspace_that_lost_its_database_is_not_taken_for_a_new_one(tmp_path:
         connect(tmp_path)
 
 
-def test_the_database_is_durable_and_enforces_foreign_keys(database: Engine) -> None:
+def test_sqlite_is_durable_and_enforces_foreign_keys(tmp_path: Path) -> None:
+    database = connect(tmp_path)
     with database.connect() as connection:
         found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous", "foreign_keys")]
+    database.dispose()
     assert found == ["wal", 2, 1]
