@@ -4,7 +4,6 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Row, insert, select, update
@@ -19,18 +18,6 @@ from app.jobs.store import Claim, owned
 
 class FencedError(ConflictError):
     """This attempt no longer owns the job: another one was made, or the job has ended."""
-
-
-class CancelledError(ConflictError):
-    """The job is to be cancelled."""
-
-
-class Wish(StrEnum):
-    """What the job's owner wants of the worker."""
-
-    GO_ON = "go on"
-    PAUSE = "pause"
-    CANCEL = "cancel"
 
 
 class Upload(NamedTuple):
@@ -74,11 +61,12 @@ class Attempt:
             validation = None if row.validation_file is None else _upload(connection, row.validation_file)
             return Assignment(State(row.state), JobRequest.model_validate(row.request), model, version, row.model, training, validation)
 
-    def heartbeat(self) -> Wish:
-        """Show life, and return what is wanted."""
+    def heartbeat(self, seconds: float = 0.0) -> bool:
+        """Show life, with the seconds that went by since the last sign of it, and return whether the job is to pause."""
         with self._fenced() as (connection, row):
-            connection.execute(update(jobs).where(jobs.c.id == row.id).values(heartbeat=jobs.c.heartbeat + 1))
-            return Wish.CANCEL if row.cancel else Wish.PAUSE if row.paused else Wish.GO_ON
+            values = {"heartbeat": jobs.c.heartbeat + 1, "spent": jobs.c.spent + seconds}
+            connection.execute(update(jobs).where(jobs.c.id == row.id).values(values))
+            return bool(row.paused)
 
     def accept(self, message: str) -> None:
         """The data are good: the job is queued."""
@@ -130,10 +118,6 @@ class Attempt:
         """Put the job back into the queue."""
         self._move(Event.RELEASE, message)
 
-    def cancelled(self) -> None:
-        """End the job as it was asked to."""
-        self._move(Event.CANCEL, "The job was cancelled.")
-
     def fail(self, code: str, message: str, *, param: str | None = None) -> None:
         """End the job as failed, with a reason that a client may read."""
         with self._fenced() as (connection, row):
@@ -145,14 +129,8 @@ class Attempt:
             self.succeed_within(connection, message, **values)
 
     def succeed_within(self, connection: Connection, message: str, **values: Any) -> None:
-        """End the job well as part of the transaction that publishes its model.
-
-        Raises:
-            CancelledError: a cancel request came first; nothing is to be published.
-        """
+        """End the job well as part of the transaction that publishes its model."""
         row = self.guard(connection)
-        if row.cancel:
-            raise CancelledError
         rows.move(connection, row, Event.SUCCEED, **values)
         rows.append(connection, row.id, message)
 

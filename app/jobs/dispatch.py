@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from app.errors import SpecnormError
@@ -45,8 +46,9 @@ class Dispatcher:
         self._limit = limit
         self._clock = clock
         self._owner = secrets.token_hex(8)
-        self._running: dict[Claim, tuple[Running, float]] = {}
+        self._running: dict[Claim, Running] = {}
         self._seen: dict[str, _Seen] = {}
+        self._let_go: dict[Claim, float] = {}
 
     async def run(self) -> None:
         """Dispatch until cancelled; then ask the workers to write a checkpoint and end, and wait for them."""
@@ -73,32 +75,27 @@ class Dispatcher:
 
     def close(self) -> None:
         """End all workers: first by asking, after ``drain_seconds`` by force; their jobs go back to the queue."""
-        for worker, _ in self._running.values():
+        for worker in self._running.values():
             worker.ask()
         deadline = time.monotonic() + self._settings.drain_seconds
         while self._running and time.monotonic() < deadline:
             self._reap()
             time.sleep(0.02)
-        for claim, (worker, _) in list(self._running.items()):
-            worker.kill()
-            self._ended(claim, "the worker did not end in time")
+        for claim in list(self._running):
+            self._kill(claim, "the worker did not end in time")
 
     def _start(self, claim: Claim) -> None:
         try:
-            self._running[claim] = (self._launcher.start(claim), self._clock())
+            self._running[claim] = self._launcher.start(claim)
         except OSError as error:
             log.error("job %s: its worker cannot be started: %s", claim.job, error)
             self._lose(claim, "its worker could not be started")
 
     def _reap(self) -> None:
-        for claim, (worker, started) in list(self._running.items()):
+        for claim, worker in list(self._running.items()):
             status = worker.poll()
             if status is not None:
                 self._ended(claim, f"its worker ended with status {status}")
-            elif self._clock() - started > self._settings.job_max_seconds:
-                worker.kill()
-                self._jobs.give_up(claim, "timeout", f"the attempt took longer than {self._settings.job_max_seconds:g} seconds")
-                self._ended(claim, "its worker took too long")
 
     def _watch(self) -> None:
         now = self._clock()
@@ -110,14 +107,36 @@ class Dispatcher:
                 continue
             claim = Claim(lease.job, lease.token)
             if claim in self._running:
-                self._running[claim][0].kill()
-                self._ended(claim, "its worker showed no life for one lease")
+                self._kill(claim, "its worker showed no life for one lease")
             else:
                 self._lose(claim, "its worker showed no life for one lease", heartbeat=lease.heartbeat)
+        self._limit_time(leases)
+        self._end_outcasts(leases, now)
+
+    def _limit_time(self, leases: Mapping[str, Lease]) -> None:
+        """Fail the jobs that were worked at for too long."""
+        for lease in leases.values():
+            claim = Claim(lease.job, lease.token)
+            allowed = min(lease.max_seconds or math.inf, self._settings.job_max_seconds)
+            if lease.spent > allowed and claim in self._running:
+                self._running[claim].kill()
+                self._jobs.give_up(claim, "timeout", f"the job took longer than the {allowed:g} seconds that it may take")
+                self._ended(claim, "its worker took too long")
+
+    def _end_outcasts(self, leases: Mapping[str, Lease], now: float) -> None:
+        """Kill workers that went on for one lease after their job had ended or was taken from them."""
+        held = {Claim(lease.job, lease.token) for lease in leases.values()}
+        self._let_go = {claim: self._let_go.get(claim, now) for claim in self._running if claim not in held}
+        for claim, since in self._let_go.items():
+            if now - since >= self._settings.lease_seconds:
+                self._kill(claim, "its worker went on after that")
+
+    def _kill(self, claim: Claim, why: str) -> None:
+        self._running[claim].kill()
+        self._ended(claim, why)
 
     def _ended(self, claim: Claim, why: str) -> None:
-        worker, _ = self._running.pop(claim)
-        tail = worker.tail()
+        tail = self._running.pop(claim).tail()
         if tail:
             log.warning("job %s: the worker of attempt %d wrote:\n%s", claim.job, claim.token, tail)
         self._lose(claim, why)

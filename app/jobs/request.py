@@ -80,8 +80,14 @@ class JobRequest(Checked):
     validation_file: str | None = Field(default=None, max_length=64)
     suffix: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,40}$")
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
-    promote: Literal["never", "if_not_worse"] = "never"
-    dry_run: bool = False
+    promote: Literal["never", "if_not_worse"] = Field(
+        default="never", description="Whether the new version goes live if it does no worse on the validation file than the live one."
+    )
+    dry_run: bool = Field(default=False, description="Judge the request and the data, and estimate steps and time; train nothing.")
+    priority: int = Field(default=0, ge=-100, le=100, description="Of the jobs that wait, the one with the highest priority is next.")
+    max_seconds: float | None = Field(
+        default=None, gt=0, le=1e7, description="Fail the job once it was worked at for so long, all attempts together."
+    )
     hyperparameters: Hyperparameters = Hyperparameters()
 
     @field_validator("metadata")

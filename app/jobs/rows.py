@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from app.db import job_checkpoints, job_events, jobs
 from app.errors import NotFoundError
-from app.jobs.machine import TERMINAL, Event, State, advance
+from app.jobs.machine import LEAVES, TERMINAL, Event, State, advance
 
 Level = Literal["info", "warn", "error"]
 
@@ -38,7 +38,7 @@ def move(connection: Connection, row: Row[Any], event: Event, **values: Any) -> 
         IllegalTransitionError: ``event`` means nothing in that state; nothing is written.
     """
     state = advance(State(row.state), event)
-    if event not in {Event.ACCEPT, Event.START}:
+    if event in LEAVES:
         values |= {"owner": None, "estimated_finish": None}
     if state in TERMINAL:
         values |= {"finished_at": int(time.time()), "paused": False}

@@ -4,6 +4,8 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from app.jobs.machine import State, told
+
 ORGANIZATION = "specnorm"
 
 
@@ -17,7 +19,7 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "created_at": row.created_at,
         "finished_at": row.finished_at,
         "estimated_finish": row.estimated_finish,
-        "status": row.state,
+        "status": told(State(row.state), paused=row.paused, worked_at=row.owner is not None).value,
         "error": row.error,
         "model": request["model"],
         "fine_tuned_model": row.fine_tuned_model,
@@ -33,11 +35,12 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
         "suffix": request["suffix"],
         "promote": request["promote"],
+        "priority": row.priority,
+        "max_seconds": request.get("max_seconds"),
         "dry_run": request["dry_run"],
         "parent": row.parent,
         "paused": row.paused,
-        "cancel_requested": row.cancel,
-        "progress": {"step": row.step, "steps": row.steps},
+        "progress": {"step": row.step, "steps": row.steps, "seconds": round(row.spent, 1)},
         "result": row.result,
         "spectral": row.spectral,
     }

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, func, insert, select, update
 
 from app.db import files, job_checkpoints, job_events, jobs, reading, version_files
-from app.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
+from app.errors import InvalidRequestError, NotFoundError, QueueFullError
 from app.jobs import rows
-from app.jobs.machine import TERMINAL, Event, State, advance
+from app.jobs.machine import TERMINAL, Event, State, hold
 from app.jobs.request import JobRequest
 from app.jobs.shape import checkpoint_object, event_object, job_object
 from app.registry import live
@@ -32,12 +32,14 @@ class Claim(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """Who works at a job, and the counter that stands still when nobody does any more."""
+    """Who works at a job, the counter that stands still when nobody does any more, and the seconds spent and allowed."""
 
     job: str
     token: int
     owner: str
     heartbeat: int
+    spent: float
+    max_seconds: float | None
 
 
 class Jobs:
@@ -116,21 +118,15 @@ class Jobs:
             return page(connection, query, job_checkpoints, checkpoint_object, after=after, limit=limit)
 
     def cancel(self, job: str) -> dict[str, Any]:
-        """Cancel a job: at once where nobody works at it, or else at its worker's next heartbeat.
+        """Cancel a job at once, whoever works at it: that worker can write nothing any more, and ends when it sees so.
 
         Raises:
             NotFoundError: there is no such job.
             IllegalTransitionError: it has ended.
         """
         with self.database.begin() as connection:
-            row = rows.find(connection, job, held=True)
-            advance(State(row.state), Event.CANCEL)
-            if row.owner is None:
-                rows.move(connection, row, Event.CANCEL, cancel=True)
-                rows.append(connection, job, "The job was cancelled.")
-            elif not row.cancel:
-                connection.execute(update(jobs).where(jobs.c.id == job).values(cancel=True))
-                rows.append(connection, job, "The job is asked to cancel.")
+            rows.move(connection, rows.find(connection, job, held=True), Event.CANCEL)
+            rows.append(connection, job, "The job was cancelled.")
             return job_object(rows.find(connection, job))
 
     def pause(self, job: str) -> dict[str, Any]:
@@ -138,26 +134,29 @@ class Jobs:
 
         Raises:
             NotFoundError: there is no such job.
-            ConflictError: it has ended, or is paused already.
+            IllegalTransitionError: it has ended, or is paused already.
         """
-        return self._set_paused(job, paused=True)
+        return self._hold(job, Event.PAUSE, "The job is asked to pause.")
 
     def resume(self, job: str) -> dict[str, Any]:
         """Let a paused job go on from its last checkpoint.
 
         Raises:
             NotFoundError: there is no such job.
-            ConflictError: it has ended, or is not paused.
+            IllegalTransitionError: it has ended, or is not paused.
         """
-        return self._set_paused(job, paused=False)
+        return self._hold(job, Event.RESUME, "The job was resumed.")
 
     def claim(self, owner: str) -> Claim | None:
-        """Take the oldest job that waits, or return None; one guarded statement, so two claimants never get the same."""
+        """Take the job that waits and comes first, or return None; one guarded statement, so two claimants never get the same.
+
+        The higher priority comes first, and of two with the same the older.
+        """
         free = _free()
-        oldest = select(func.min(jobs.c.number)).where(*free).scalar_subquery()
+        first = select(jobs.c.number).where(*free).order_by(jobs.c.priority.desc(), jobs.c.number).limit(1).scalar_subquery()
         statement = (
             update(jobs)
-            .where(jobs.c.number == oldest, *free)
+            .where(jobs.c.number == first, *free)
             .values(owner=owner, attempt=jobs.c.attempt + 1, heartbeat=jobs.c.heartbeat + 1)
             .returning(jobs.c.id, jobs.c.attempt)
         )
@@ -173,7 +172,8 @@ class Jobs:
     def leases(self) -> Sequence[Lease]:
         """Return the leases of all jobs that somebody works at."""
         with reading(self.database) as connection:
-            query = select(jobs.c.id, jobs.c.attempt, jobs.c.owner, jobs.c.heartbeat).where(jobs.c.owner.is_not(None))
+            limit = jobs.c.request["max_seconds"].as_float()
+            query = select(jobs.c.id, jobs.c.attempt, jobs.c.owner, jobs.c.heartbeat, jobs.c.spent, limit).where(jobs.c.owner.is_not(None))
             return [Lease(*row) for row in connection.execute(query)]
 
     def lose(self, claim: Claim, *, why: str, max_attempts: int, heartbeat: int | None = None) -> State | None:
@@ -192,11 +192,8 @@ class Jobs:
             row = connection.execute(owned(claim).with_for_update()).first()
             if row is None or heartbeat not in {None, row.heartbeat}:
                 return None
-            if row.cancel:
-                rows.append(connection, claim.job, f"The job was cancelled: {why}.")
-                return rows.move(connection, row, Event.CANCEL)
             if row.losses + 1 >= max_attempts:
-                rows.fail(connection, row, "lost", f"{why}, for the {row.losses + 1}th time")
+                rows.fail(connection, row, "lost", _lost(row, why))
                 return State.FAILED
             rows.append(connection, claim.job, f"The job goes back to the queue: {why}.", level="warn")
             return rows.move(connection, row, Event.RELEASE, losses=row.losses + 1)
@@ -208,14 +205,12 @@ class Jobs:
             if row is not None:
                 rows.fail(connection, row, code, message)
 
-    def _set_paused(self, job: str, *, paused: bool) -> dict[str, Any]:
+    def _hold(self, job: str, event: Event, message: str) -> dict[str, Any]:
         with self.database.begin() as connection:
             row = rows.find(connection, job, held=True)
-            if State(row.state) in TERMINAL or row.paused is paused:
-                state = "paused" if row.paused else row.state
-                raise ConflictError(f"a job that is {state} cannot be {'paused' if paused else 'resumed'}")
+            paused = hold(State(row.state), event, paused=row.paused)
             connection.execute(update(jobs).where(jobs.c.id == job).values(paused=paused))
-            rows.append(connection, job, "The job is asked to pause." if paused else "The job was resumed.")
+            rows.append(connection, job, message if row.owner or not paused else "The job was paused.")
             return job_object(rows.find(connection, job))
 
     def _insert(self, connection: Connection, name: str, request: JobRequest) -> str:
@@ -236,6 +231,7 @@ class Jobs:
                 state=State.VALIDATING.value,
                 request=request.model_copy(update={"hyperparameters": hyperparameters}).model_dump(),
                 model=request.target,
+                priority=request.priority,
                 parent=f"{version.model}:{version.version}",
                 training_file=request.training_file,
                 validation_file=request.validation_file,
@@ -248,6 +244,12 @@ class Jobs:
 def owned(claim: Claim) -> Select[Any]:
     """Select the row of a job, if the claim on it still holds."""
     return select(jobs).where(jobs.c.id == claim.job, jobs.c.attempt == claim.token, jobs.c.owner.is_not(None))
+
+
+def _lost(row: Row[Any], why: str) -> str:
+    """Say why no further attempt is made."""
+    where = "before its first step" if row.step is None else f"after step {row.step} of {row.steps}"
+    return f"{row.losses + 1} workers were lost, the last one {where}: {why}. It is not tried again; the service's log has what they wrote"
 
 
 def _free() -> tuple[ColumnElement[bool], ...]:

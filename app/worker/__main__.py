@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.errors import CorruptError, SpecnormError, StorageFullError, UnavailableError
-from app.jobs.attempt import Attempt, CancelledError, FencedError
+from app.jobs.attempt import Attempt, FencedError
 from app.jobs.store import Claim
 from app.registry.collect import collect
 from app.registry.registry import Registry
@@ -50,8 +50,6 @@ def conclude(attempt: Attempt, work: Callable[[], None]) -> int:
             work()
         except InterruptedJobError as error:
             attempt.release(f"The job goes back to the queue: {error}.")
-        except CancelledError:
-            attempt.cancelled()
         except JobFailedError as error:
             attempt.fail(error.code, str(error), param=error.param)
         except (FencedError, UnavailableError):

@@ -1,11 +1,12 @@
-"""The worker's heartbeat, and what it learns by it: that the job is to pause, to be cancelled, or another's by now."""
+"""The worker's heartbeat, and what it learns by it: that the job is to pause, or is no longer this worker's."""
 
 import os
 import threading
+import time
 from types import TracebackType
 
 from app.errors import SpecnormError
-from app.jobs.attempt import Attempt, CancelledError, FencedError, Wish
+from app.jobs.attempt import Attempt, FencedError
 
 
 class InterruptedJobError(SpecnormError):
@@ -24,6 +25,7 @@ class Pulse:
         self._reason: SpecnormError | None = None
         self._over = threading.Event()
         self._parent = os.getppid()
+        self._beaten = time.monotonic()
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
     def __enter__(self) -> "Pulse":
@@ -48,8 +50,7 @@ class Pulse:
 
         Raises:
             InterruptedJobError: the job is paused, or the worker is to end.
-            CancelledError: the job is to be cancelled.
-            FencedError: the job is no longer this worker's.
+            FencedError: the job is no longer this worker's: it was cancelled, or taken over.
         """
         if self._reason is not None:
             raise self._reason
@@ -60,16 +61,16 @@ class Pulse:
             self._listen()
 
     def _listen(self) -> None:
+        now = time.monotonic()
         try:
-            wish = self._attempt.heartbeat()
+            pause = self._attempt.heartbeat(now - self._beaten)
         except FencedError as error:
             self._reason = error
             return
         except SpecnormError:
             return  # the database is busy or full; the lease decides for how long that may go on
-        if wish is Wish.CANCEL:
-            self._reason = CancelledError()
-        elif wish is Wish.PAUSE:
+        self._beaten = now
+        if pause:
             self.interrupt("it was paused")
         if os.getppid() != self._parent:
             self.interrupt("the service that started its worker has ended")

@@ -70,7 +70,7 @@ export function jobPanel(place, { promote, live, changed }) {
   function actions(job) {
     const [model, version] = (job.fine_tuned_model ?? "").split(":");
     return h("div", { class: "actions" },
-      !ended(job.status) && !job.cancel_requested && h("button", { type: "button", onclick: (event) => during(event.currentTarget, async () => {
+      !ended(job.status) && h("button", { type: "button", onclick: (event) => during(event.currentTarget, async () => {
         if (!await confirmed("Cancel this job?", ["It stops at its next step. What it has learnt so far is not published."], "Cancel the job", "Let it run")) return;
         await cancelJob(job.id);
         await refresh();
@@ -97,7 +97,7 @@ export function jobPanel(place, { promote, live, changed }) {
 
   function show(job) {
     const item = items.get(job.id) ?? create(job);
-    const status = job.paused ? "paused" : job.cancel_requested && !ended(job.status) ? "cancelling" : job.status;
+    const status = job.paused ? (job.status === "running" ? "pausing" : "paused") : job.status;
     const was = item.job.status;
     item.job = job;
     item.head.replaceChildren(h("span", { class: `badge state ${status}` }, words(status)), h("code", {}, job.id), h("small", {}, facts(job)));

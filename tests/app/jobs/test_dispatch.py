@@ -152,23 +152,61 @@ def test_closing_asks_the_workers_to_end_and_leaves_their_jobs_in_the_queue(work
         os.kill(pid(workspace.folder, 1) or 0, 0)
 
 
-def test_a_cancelled_job_ends_at_its_workers_heartbeat(workspace: Any, local: Local) -> None:
+def gone(process: int | None) -> bool:
+    try:
+        os.kill(process or 0, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_the_worker_of_a_cancelled_job_ends_when_its_heart_beats_and_the_next_job_takes_its_place(workspace: Any, local: Local) -> None:
     job = workspace.create()["id"]
-    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings)
+    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings, clock=Clock())
     until(dispatcher, lambda: pid(workspace.folder, 1) is not None)
-    workspace.jobs.cancel(job)
-    until(dispatcher, lambda: status(workspace, job) == "cancelled")
+    first = pid(workspace.folder, 1)
+    assert workspace.jobs.cancel(job)["status"] == "cancelled"
+    until(dispatcher, lambda: gone(first))
+    (workspace.folder / "pid-1").unlink()
+    other = workspace.create()["id"]
+    until(dispatcher, lambda: pid(workspace.folder, 1) is not None)
+    assert [status(workspace, name) for name in (job, other)] == ["cancelled", "running"]
     dispatcher.close()
 
 
-def test_an_attempt_that_takes_too_long_fails_the_job(workspace: Any, local: Local) -> None:
+def test_a_worker_that_goes_on_for_a_lease_after_its_job_was_cancelled_is_killed(workspace: Any, local: Local) -> None:
     job = workspace.create()["id"]
     clock = Clock()
-    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings.model_copy(update={"lease_seconds": 1e9}), clock=clock)
+    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings, clock=clock)
     until(dispatcher, lambda: pid(workspace.folder, 1) is not None)
-    clock.now += workspace.settings.job_max_seconds + 1
+    worker = pid(workspace.folder, 1)
+    os.kill(worker or 0, signal.SIGSTOP)
+    workspace.jobs.cancel(job)
+    dispatcher.turn()
+    assert not gone(worker)
+    clock.now += workspace.settings.lease_seconds
+    until(dispatcher, lambda: gone(worker))
+    assert status(workspace, job) == "cancelled"
+    dispatcher.close()
+
+
+@pytest.mark.parametrize(("asked", "limit"), [({"max_seconds": 0.1}, 6 * 3600.0), ({}, 0.1)])
+def test_a_job_that_takes_longer_than_it_may_fails(workspace: Any, local: Local, asked: dict[str, float], limit: float) -> None:
+    job = workspace.create(**asked)["id"]
+    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings.model_copy(update={"job_max_seconds": limit}), clock=Clock())
     until(dispatcher, lambda: status(workspace, job) == "failed")
-    assert workspace.jobs.get(job)["error"]["code"] == "timeout"
+    error = workspace.jobs.get(job)["error"]
+    assert (error["code"], error["message"]) == ("timeout", "the job took longer than the 0.1 seconds that it may take")
+    until(dispatcher, lambda: gone(pid(workspace.folder, 1)))
+    dispatcher.close()
+
+
+def test_as_many_jobs_run_at_once_as_the_limit_says(workspace: Any, local: Local) -> None:
+    made = [workspace.create()["id"] for _ in range(3)]
+    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings, limit=2, clock=Clock())
+    until(dispatcher, lambda: [status(workspace, job) for job in made] == ["running", "running", "validating_files"])
+    (workspace.folder / "finish").touch()
+    until(dispatcher, lambda: all(status(workspace, job) == "succeeded" for job in made))
     dispatcher.close()
 
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from app.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
-from app.jobs.attempt import Attempt, CancelledError, FencedError, Wish
+from app.jobs.attempt import Attempt, FencedError
 from app.jobs.machine import IllegalTransitionError, State
 from app.jobs.store import Claim, Jobs
 
@@ -121,7 +121,6 @@ def test_a_worker_whose_job_was_taken_over_can_write_nothing(workspace: Any) -> 
         lambda: old.progress("", {}, step=1, steps=2, seconds_left=1),
         lambda: old.checkpoint("0" * 64, step=1, metrics={}),
         lambda: old.release(""),
-        old.cancelled,
         lambda: old.fail("x", "y"),
         lambda: old.succeed("done"),
     ]
@@ -129,7 +128,7 @@ def test_a_worker_whose_job_was_taken_over_can_write_nothing(workspace: Any) -> 
         with pytest.raises(FencedError):
             act()
     assert messages(workspace, job) == before
-    assert new.heartbeat() is Wish.GO_ON
+    assert new.heartbeat() is False
 
 
 def test_a_publication_by_a_worker_that_lost_its_job_leaves_no_version(workspace: Any, make_bundle: Any) -> None:
@@ -149,7 +148,7 @@ def test_a_lease_is_not_lost_if_the_heart_beat_meanwhile(workspace: Any) -> None
     (lease,) = workspace.jobs.leases()
     made.heartbeat()
     assert workspace.jobs.lose(made.claim, why="silent", max_attempts=3, heartbeat=lease.heartbeat) is None
-    assert made.heartbeat() is Wish.GO_ON
+    assert made.heartbeat() is False
 
 
 def test_a_job_that_loses_too_many_workers_is_lost(workspace: Any) -> None:
@@ -168,44 +167,83 @@ def test_a_release_does_not_count_as_a_loss(workspace: Any) -> None:
     assert workspace.jobs.get(job)["status"] == "validating_files"
 
 
-def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_at_its_heartbeat(workspace: Any) -> None:
-    waiting = workspace.create()["id"]
-    assert workspace.jobs.cancel(waiting)["status"] == "cancelled"
-    job = workspace.create()["id"]
+def claimed(workspace: Any) -> None:
+    attempt(workspace)
+
+
+def accepted(workspace: Any) -> None:
+    attempt(workspace).accept("good")
+
+
+def pausing(workspace: Any) -> None:
+    workspace.jobs.pause(running(workspace).claim.job)
+
+
+def paused(workspace: Any) -> None:
     made = running(workspace)
-    asked = workspace.jobs.cancel(job)
-    assert (asked["status"], asked["cancel_requested"]) == ("running", True)
-    assert made.heartbeat() is Wish.CANCEL
-    made.cancelled()
-    assert workspace.jobs.get(job)["status"] == "cancelled"
-    with pytest.raises(IllegalTransitionError):
-        workspace.jobs.cancel(job)
+    workspace.jobs.pause(made.claim.job)
+    made.release("it was paused")
+
+
+@pytest.mark.parametrize("come", [lambda _: None, claimed, accepted, running, pausing, paused])
+def test_a_job_is_cancelled_at_once_whatever_it_does(workspace: Any, come: Any) -> None:
+    job = workspace.create()["id"]
+    come(workspace)
+    end = workspace.jobs.cancel(job)
+    assert (end["status"], end["paused"], end["estimated_finish"]) == ("cancelled", False, None)
+    assert end["finished_at"] >= end["created_at"]
+    assert messages(workspace, job)[-1] == "The job was cancelled."
+    assert workspace.jobs.leases() == []
+    assert workspace.jobs.claim("me") is None
+    before = workspace.jobs.get(job)
+    for act in (workspace.jobs.cancel, workspace.jobs.pause, workspace.jobs.resume):
+        with pytest.raises(IllegalTransitionError, match="cancelled cannot be"):
+            act(job)
+    assert workspace.jobs.get(job) == before
 
 
 def test_a_cancelled_job_publishes_nothing_even_if_it_was_done(workspace: Any, make_bundle: Any) -> None:
     job = workspace.create()["id"]
     made = running(workspace)
     workspace.jobs.cancel(job)
-    with pytest.raises(CancelledError):
+    with pytest.raises(FencedError):
         workspace.registry.publish(
             "digits", *make_bundle({"model.onnx": b"new"}), job=job, within=lambda c, _v: made.succeed_within(c, "done")
         )
     assert workspace.registry.versions("digits") == ["1"]
 
 
-def test_a_job_whose_worker_dies_after_a_cancel_request_is_cancelled(workspace: Any) -> None:
+def test_a_job_whose_worker_dies_after_a_cancel_stays_cancelled(workspace: Any) -> None:
     job = workspace.create()["id"]
     made = running(workspace)
     workspace.jobs.cancel(job)
-    workspace.jobs.lose(made.claim, why="its worker died", max_attempts=3)
+    assert workspace.jobs.lose(made.claim, why="its worker died", max_attempts=3) is None
     assert workspace.jobs.get(job)["status"] == "cancelled"
+
+
+def test_the_job_with_the_highest_priority_is_next_and_of_two_the_older(workspace: Any) -> None:
+    made = [workspace.create(priority=priority)["id"] for priority in (0, 5, -1, 5)]
+    claims = [workspace.jobs.claim("me").job for _ in made]
+    assert claims == [made[1], made[3], made[0], made[2]]
+
+
+def test_the_seconds_that_a_job_was_worked_at_add_up_over_its_attempts(workspace: Any) -> None:
+    job = workspace.create(max_seconds=60)["id"]
+    first = running(workspace)
+    first.heartbeat(2.0)
+    first.release("asked to end")
+    attempt(workspace).heartbeat(1.5)
+    (lease,) = workspace.jobs.leases()
+    assert (lease.spent, lease.max_seconds) == (3.5, 60.0)
+    assert workspace.jobs.get(job)["progress"]["seconds"] == 3.5
 
 
 def test_a_paused_job_waits_in_the_queue_until_it_is_resumed(workspace: Any) -> None:
     job = workspace.create()["id"]
     made = running(workspace)
-    workspace.jobs.pause(job)
-    assert made.heartbeat() is Wish.PAUSE
+    asked = workspace.jobs.pause(job)
+    assert (asked["status"], asked["paused"]) == ("running", True)
+    assert made.heartbeat() is True
     made.release("paused")
     held = workspace.jobs.get(job)
     assert (held["status"], held["paused"]) == ("queued", True)
@@ -217,6 +255,15 @@ def test_a_paused_job_waits_in_the_queue_until_it_is_resumed(workspace: Any) -> 
     with pytest.raises(ConflictError, match="resumed"):
         workspace.jobs.resume(job)
     assert workspace.jobs.claim("me") is not None
+
+
+def test_a_job_that_is_paused_before_anybody_has_judged_its_data_is_told_as_queued(workspace: Any) -> None:
+    job = workspace.create()["id"]
+    held = workspace.jobs.pause(job)
+    assert (held["status"], held["paused"]) == ("queued", True)
+    assert messages(workspace, job)[-1] == "The job was paused."
+    assert workspace.jobs.claim("me") is None
+    assert workspace.jobs.resume(job)["status"] == "validating_files"
 
 
 def test_a_file_is_kept_while_a_job_needs_it(workspace: Any) -> None:
