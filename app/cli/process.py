@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from app.errors import UnavailableError
+from app.errors import SpecnormError, UnavailableError
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -107,5 +107,5 @@ def _stop() -> None:
 if __name__ == "__main__":
     try:
         main(int(sys.argv[1]))
-    except UnavailableError as error:
+    except SpecnormError as error:
         sys.exit(f"specnorm: {error}")
