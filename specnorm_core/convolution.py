@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specnorm_core.dense_bounds import Real
+from specnorm_core.roundoff import Real
 
+Numbers = NDArray[np.float64] | NDArray[np.float32]
 Padding = int | Sequence[int] | Sequence[tuple[int, int]]
 NUMPY_MODES = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}
 MODES = ("zeros", *NUMPY_MODES)
@@ -84,7 +85,7 @@ def pad_map(n: int, pads: tuple[int, int], mode: str) -> NDArray[np.intp]:
     return np.pad(np.arange(n), pads, mode=NUMPY_MODES[mode])  # type: ignore[call-overload, no-any-return]  # one of numpy's words
 
 
-def pad(x: Real, maps: Sequence[NDArray[np.intp]]) -> Real:
+def pad(x: Numbers, maps: Sequence[NDArray[np.intp]]) -> Numbers:
     """Return the image ``(channels, *size)`` with its border."""
     for axis, places in enumerate(maps, start=1):
         zero = np.zeros_like(x.take([0], axis=axis))
@@ -92,10 +93,10 @@ def pad(x: Real, maps: Sequence[NDArray[np.intp]]) -> Real:
     return x
 
 
-def unpad(x: Real, maps: Sequence[NDArray[np.intp]], size: Sequence[int]) -> Real:
+def unpad(x: Numbers, maps: Sequence[NDArray[np.intp]], size: Sequence[int]) -> Numbers:
     """The adjoint of `pad`."""
     for axis, (places, n) in enumerate(zip(maps, size, strict=True), start=1):
-        total = np.zeros((n + 1, *np.delete(x.shape, axis)))
+        total = np.zeros((n + 1, *np.delete(x.shape, axis)), dtype=x.dtype)
         np.add.at(total, places, np.moveaxis(x, axis, 0))
         x = np.moveaxis(total[:n], 0, axis)
     return x
@@ -113,22 +114,22 @@ def windows(geometry: Geometry, outputs: Sequence[int]) -> Iterator[tuple[tuple[
         yield tap, tuple(slice(j * d, j * d + s * (o - 1) + 1, s) for j, d, s, o in spans)
 
 
-def convolve(K: Real, x: Real, geometry: Geometry, outputs: Sequence[int]) -> Real:
+def convolve(K: Numbers, x: Numbers, geometry: Geometry, outputs: Sequence[int]) -> Numbers:
     """Return the convolution of the padded image ``x``: ``(out, *outputs)``."""
     grouped = x.reshape(geometry.groups, -1, *x.shape[1:])
     blocks = K.reshape(geometry.groups, -1, *K.shape[1:])
-    y = np.zeros((geometry.groups, blocks.shape[1], math.prod(outputs)))
+    y = np.zeros((geometry.groups, blocks.shape[1], math.prod(outputs)), dtype=K.dtype)
     for tap, where in windows(geometry, outputs):
         y += blocks[at(tap)] @ grouped[at(where)].reshape(*grouped.shape[:2], -1)
     return y.reshape(-1, *outputs)
 
 
-def correlate(K: Real, y: Real, geometry: Geometry, maps: Sequence[NDArray[np.intp]]) -> Real:
+def correlate(K: Numbers, y: Numbers, geometry: Geometry, maps: Sequence[NDArray[np.intp]]) -> Numbers:
     """The adjoint of `convolve`: ``(in, *padded size)``."""
     outputs = y.shape[1:]
     blocks = K.reshape(geometry.groups, -1, *K.shape[1:])
     grouped = y.reshape(geometry.groups, blocks.shape[1], -1)
-    x = np.zeros((geometry.groups, K.shape[1], *(len(places) for places in maps)))
+    x = np.zeros((geometry.groups, K.shape[1], *(len(places) for places in maps)), dtype=K.dtype)
     for tap, where in windows(geometry, outputs):
         x[at(where)] += (blocks[at(tap)].swapaxes(1, 2) @ grouped).reshape(*x.shape[:2], *outputs)
     return x.reshape(-1, *x.shape[2:])

@@ -10,40 +10,34 @@ symbol ``sum_j K_j exp(i w j)`` over the frequencies ``w`` of the torus.
   Zeller 1964), which makes the bound hold for every size, circular or padded with zeros.
 - Circular padding, size known: exactly the torus of that size.
 - Reflected and replicated borders copy pixels: the map that copies has norm ``sqrt(largest number of copies)``.
+- Small images, with any border: the operator as a matrix.
 
-The symbol is summed directly, not by an FFT, so its rounding error has a proved term: each phase is within ``64 u`` per axis
-(integers reduced exactly, libm within 8 ulp), each sum within ``gamma``.
+The symbol is summed directly, not by an FFT, so its rounding error has a proved term: see `symbol_bounds`.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from specnorm_core.convolution import Geometry, Padding, at, convolve, correlate, geometry_of, pad, pad_map, unpad
-from specnorm_core.dense_bounds import (
-    UNIT,
-    Real,
-    Stack,
-    gamma,
-    rayleigh_lower,
-    ritz,
-    scaled_array,
-    sigma_estimate,
-    sigma_upper,
-    stack_upper,
-    unscale,
-    up,
-)
+from specnorm_core.border_copies import COPIES
+from specnorm_core.convolution import Geometry, Numbers, Padding, at, convolve, correlate, geometry_of, pad, pad_map, unpad
+from specnorm_core.deadline import NEVER, Deadline
+from specnorm_core.dense_bounds import Proved, sigma_estimate, sigma_upper, stack_upper
+from specnorm_core.ritz import rayleigh_lower, ritz
+from specnorm_core.roundoff import Real, gamma, scaled_array, unscale, up
+from specnorm_core.symbol_bounds import grid_upper
 
 GRIDS = {1: 512, 2: 64, 3: 16}  # most frequencies per axis and degree when the size is unknown: off by 2e-5, 0.24 %, 6 %
-ENTRIES = 2**21  # complex numbers of the symbol held at once
-BUDGET = 2.0**34  # multiplications that a grid may cost; beyond it a coarser one with its factor has to do
+COARSER = (32, 16, 8)  # where these cost too much: off by 1 %, 4 %, 17 % in 2-D
+BUDGET = 2.0**38  # multiplications that a grid may cost; beyond it a coarser one with its factor has to do
 SMALL = 512  # rows or columns up to which an operator is proved as a matrix
+BORDERED = 2048  # the same where a border copies pixels, for which nothing else is tight
 IMAGE = 16  # side of the image on which the estimate is made when no size is given
+WIDE = 2**18  # entries of a kernel above which the estimate takes a smaller image and shorter numbers
 
 
 def conv_sigma_upper(
@@ -72,15 +66,38 @@ def conv_sigma_upper(
     Raises:
         ValueError: a kernel that is not finite or empty, or options that do not describe a convolution.
     """
+    return prove_conv_sigma(
+        kernel, input_size=input_size, stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode
+    ).value
+
+
+def prove_conv_sigma(
+    kernel: ArrayLike,
+    *,
+    input_size: Sequence[int] | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    deadline: Deadline = NEVER,
+) -> Proved:
+    """Return what `conv_sigma_upper` does, in time; a looser bound where that is not enough.
+
+    Raises:
+        ValueError: as above.
+    """
     K, exponent = scaled_array(kernel)
     geometry = geometry_of(K, stride=stride, padding=padding, dilation=dilation, groups=groups, mode=padding_mode, size=input_size)
     if not K.any():
-        return 0.0
-    if padding_mode == "zeros" and input_size is not None and is_small(K, geometry, input_size):
-        return unscale(stack_upper(dense(K, geometry, input_size)), exponent)
-    copies = COPIES[padding_mode](geometry, input_size)
-    bound = min(young(K, groups), schur(K, geometry), symbol_upper(K, geometry, None if input_size is None else tuple(input_size)))
-    return unscale(bound if copies == 1 else up(bound * up(math.sqrt(copies))), exponent)
+        return Proved(0.0)
+    size = None if input_size is None else tuple(input_size)
+    copies = COPIES[padding_mode](geometry, size)
+    if size is not None and is_small(K, geometry, size, SMALL if copies == 1 else BORDERED):
+        return Proved(unscale(matrix_upper(K, geometry, size), exponent))
+    crude = min(young(K, groups), schur(K, geometry))
+    bound, looser = symbol_upper(K, geometry, size, crude, deadline)
+    return Proved(unscale(bound if copies == 1 else up(bound * up(math.sqrt(copies))), exponent), looser)
 
 
 def matricised_sigma_upper(kernel: ArrayLike) -> float:
@@ -99,6 +116,7 @@ def conv_sigma_estimate(
     groups: int = 1,
     padding_mode: str = "zeros",
     steps: int = 24,
+    deadline: Deadline = NEVER,
 ) -> float:
     """Return a lower bound of the operator norm: ``norm(K x) / norm(x)`` at an image ``x`` found by Lanczos on the true operator.
 
@@ -114,42 +132,61 @@ def conv_sigma_estimate(
         if math.prod(geometry.taps) == 1 and not any(map(any, geometry.pads)):  # every pixel by itself, and the first has a window
             return unscale(max(sigma_estimate(block) for block in K.reshape(groups, -1, K.shape[1])), exponent, direction=0.0)
         # A smaller image with zeros around it is a part of the larger one, so its norm is no larger; and hardly smaller.
-        size = tuple(min(n, max(2 * IMAGE, 2 * q)) for n, q in zip(size, geometry.window, strict=True))
-    shape = (K.shape[1] * groups, *size)
+        side = 2 * IMAGE if K.size <= WIDE else IMAGE
+        size = tuple(min(n, max(side, 2 * q)) for n, q in zip(size, geometry.window, strict=True))
+    v = leading_image(K, geometry, size, steps, deadline)
     maps = tuple(pad_map(n, p, geometry.mode) for n, p in zip(size, geometry.pads, strict=True))
-
-    def gram(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        y = convolve(K, pad(x.reshape(shape), maps), geometry, geometry.outputs(size))
-        return unpad(correlate(K, y, geometry, maps), maps, size).ravel()
-
-    v = ritz(gram, math.prod(shape), steps=steps)[1].reshape(shape)
     image = convolve(K, pad(v, maps), geometry, geometry.outputs(size))
     windows = math.sqrt(math.prod(geometry.outputs(size)))
     frobenius = float(np.sqrt(np.sum(K * K))) * windows * (1 + gamma(K.size))
     return unscale(rayleigh_lower(image, v, frobenius, K[0].size), exponent, direction=0.0)
 
 
-def is_small(K: Real, geometry: Geometry, size: Sequence[int]) -> bool:
-    """Say whether the operator is cheaper as a matrix, whose norm is then proved without the slack of a torus."""
+def leading_image(K: Real, geometry: Geometry, size: tuple[int, ...], steps: int, deadline: Deadline) -> Real:
+    """Return an image that the convolution makes as long as it can, nearly: Lanczos, on wide kernels with products in float32."""
+    shape = (K.shape[1] * geometry.groups, *size)
+    maps = tuple(pad_map(n, p, geometry.mode) for n, p in zip(size, geometry.pads, strict=True))
+    kernel: Numbers = K.astype(np.float32) if K.size > WIDE else K
+
+    def gram(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        y = convolve(kernel, pad(x.astype(kernel.dtype).reshape(shape), maps), geometry, geometry.outputs(size))
+        return unpad(correlate(kernel, y, geometry, maps), maps, size).ravel().astype(np.float64)
+
+    return ritz(gram, math.prod(shape), steps=steps, deadline=deadline)[1].reshape(shape)
+
+
+def is_small(K: Real, geometry: Geometry, size: Sequence[int], most: int) -> bool:
+    """Say whether the operator is cheaper as a matrix, whose norm is then proved without the slack of a torus or of a border."""
     outputs = geometry.outputs(size)
     if min(outputs) < 1:
         return False
     rows, columns = K.shape[0] // geometry.groups * math.prod(outputs), K.shape[1] * math.prod(size)
-    return bool(min(rows, columns) <= SMALL and rows * columns * geometry.groups <= 4 * SMALL**2)
+    return bool(min(rows, columns) <= most and rows * columns * geometry.groups <= 4 * most**2)
+
+
+def matrix_upper(K: Real, geometry: Geometry, size: Sequence[int]) -> float:
+    """Return an upper bound of the norm of the operator as a matrix, whose entries may be sums where a border copies pixels."""
+    A = dense(K, geometry, size)
+    if geometry.mode == "zeros":
+        return stack_upper(A)
+    taps = math.prod(geometry.taps)
+    lost = float(np.sqrt(np.square(dense(np.abs(K), geometry, size)).sum(axis=(1, 2)).max()))
+    return up(stack_upper(A) + gamma(taps) * lost * (1 + gamma(A.size)))
 
 
 def dense(K: Real, geometry: Geometry, size: Sequence[int]) -> Real:
-    """Return the zero-padded operator as one matrix per group: the entries of the kernel in their places, so exact."""
+    """Return the operator as one matrix per group: the entries of the kernel in their places, so exact where no border copies pixels."""
     outputs, groups = geometry.outputs(size), geometry.groups
     out, inner, pixels = K.shape[0] // groups, K.shape[1], math.prod(size)
+    maps = [pad_map(n, p, geometry.mode) for n, p in zip(size, geometry.pads, strict=True)]
     A = np.zeros((groups, out, math.prod(outputs), inner, pixels))
     for tap in itertools.product(*map(range, geometry.taps)):
-        spans = zip(tap, geometry.dilation, geometry.stride, geometry.pads, outputs, strict=True)
-        places = np.meshgrid(*(j * d - p[0] + s * np.arange(o) for j, d, s, p, o in spans), indexing="ij")
-        inside = np.all([(place >= 0) & (place < n) for place, n in zip(places, size, strict=True)], axis=0).ravel()
+        spans = zip(maps, tap, geometry.dilation, geometry.stride, outputs, strict=True)
+        places = np.meshgrid(*(held[j * d + s * np.arange(o)] for held, j, d, s, o in spans), indexing="ij")
+        inside = np.all([place < n for place, n in zip(places, size, strict=True)], axis=0).ravel()
         windows = np.flatnonzero(inside)
         where = np.ravel_multi_index([place.ravel()[windows] for place in places], tuple(size))
-        A[:, :, windows, :, where] = K[at(tap)].reshape(groups, out, inner)[None]
+        A[:, :, windows, :, where] += K[at(tap)].reshape(groups, out, inner)[None]
     return A.reshape(groups, out * math.prod(outputs), inner * pixels)
 
 
@@ -193,24 +230,42 @@ def polyphase(K: Real, geometry: Geometry) -> Real:
     return P.reshape(geometry.groups, out, len(places) * inner, *extent)
 
 
-def symbol_upper(K: Real, geometry: Geometry, size: tuple[int, ...] | None) -> float:
-    """Return an upper bound of the norm without border copies, from the symbol on a grid of frequencies."""
+def symbol_upper(K: Real, geometry: Geometry, size: tuple[int, ...] | None, crude: float, deadline: Deadline) -> Proved:
+    """Return an upper bound of the norm without border copies, from the symbol on the finest grid of frequencies that can be paid for."""
     if geometry.mode == "circular" and (size is None or any(n % s for n, s in zip(size, geometry.stride, strict=True))):
         geometry = replace(
             geometry, stride=(1,) * len(geometry.taps)
         )  # blocks may not close around the torus; leaving out pixels lowers the norm
     P = polyphase(K, geometry)
-    degrees = tuple(e // 2 for e in P.shape[3:])
-    rows, columns = P.shape[1:3]
-    cost = geometry.groups * min(rows, columns) ** 2 * (rows + columns)
+    wanted = grids(P, None if size is None else blocks(geometry, size))
+    paid = [pair for pair in wanted if cost(P, pair[0]) <= BUDGET] or wanted[-1:]
+    for grid, factor in paid:
+        found = grid_upper(P, grid, crude, deadline.attempt())
+        if found is not None and found * factor <= crude:
+            looser = "" if grid == wanted[0][0] else f"a grid of {' x '.join(map(str, grid))} frequencies, at most {factor - 1:.2%} above"
+            return Proved(found * factor, looser)
+        if found is not None:
+            break
+    return Proved(crude, "norms of rows and columns" if found is None or grid != wanted[0][0] else "")
+
+
+def grids(P: Real, torus: tuple[int, ...] | None) -> list[tuple[tuple[int, ...], float]]:
+    """Return grids of frequencies, finest first, each with the factor that covers what lies between them (none for a ``torus``)."""
+    extent, degrees = P.shape[3:], tuple(e // 2 for e in P.shape[3:])
     finest = GRIDS.get(len(degrees), 8)
-    grid = [n for n in (finest, 32, 16) if n <= finest and cost * math.prod(n * d or 1 for d in degrees) <= BUDGET]
-    coarse = tuple((grid[0] if grid else 8) * d or 1 for d in degrees)
-    torus = coarse if size is None else tuple(n if e > 1 else 1 for n, e in zip(blocks(geometry, size), P.shape[3:], strict=True))
-    if size is None or (cost * math.prod(torus) > BUDGET and math.prod(torus) > math.prod(coarse)):
-        factor = math.prod(1 / math.cos(math.pi * d / n) for d, n in zip(degrees, coarse, strict=True))
-        return grid_upper(P, coarse) * factor * (1 + gamma(64 * len(degrees)))
-    return grid_upper(P, torus)
+    coarse = {n: tuple(n * d or 1 for d in degrees) for n in (finest, *COARSER) if n <= finest}
+    slack = 1 + gamma(64 * len(degrees))
+    found = [(grid, math.prod(1 / math.cos(math.pi / n) for d in degrees if d) * slack) for n, grid in coarse.items()]
+    if torus is None:
+        return found
+    exact = tuple(n if e > 1 else 1 for n, e in zip(torus, extent, strict=True))
+    return [(exact, 1.0)] + [(grid, factor) for grid, factor in found if math.prod(grid) < math.prod(exact)]
+
+
+def cost(P: Real, grid: tuple[int, ...]) -> float:
+    """Return about how many multiplications a grid takes."""
+    groups, rows, columns = P.shape[:3]
+    return float(groups * min(rows, columns) ** 2 * (rows + columns) * math.prod(grid) / 2)
 
 
 def blocks(geometry: Geometry, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -219,69 +274,3 @@ def blocks(geometry: Geometry, size: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(n // s for n, s in zip(size, geometry.stride, strict=True))
     spans = zip(size, geometry.pads, geometry.window, geometry.stride, strict=True)
     return tuple(-(-max(n + max(p[0], 0) + max(p[1], 0), q) // s) for n, p, q, s in spans)
-
-
-def grid_upper(P: Real, grid: tuple[int, ...]) -> float:
-    """Return an upper bound of the norm of the symbol at the frequencies ``2 pi k / grid``, largest over groups and frequencies."""
-    groups, rows, columns = P.shape[:3]
-    taps = math.prod(P.shape[3:])
-    flat = P.reshape(groups * rows * columns, taps)
-    spread = np.sqrt(np.sum(np.abs(P).reshape(groups, -1, taps).sum(axis=2) ** 2, axis=1)).max() * (1 + gamma(P.size))
-    slack = 2 * (gamma(taps) + 64 * len(grid) * UNIT) * float(spread)
-    largest = 0.0
-    for phase in frequencies(P.shape[3:], grid, max(1, ENTRIES // flat.shape[0])):
-        symbol = (flat @ phase.real + 1j * (flat @ phase.imag)).reshape(groups, rows, columns, -1)
-        stack: Stack = np.ascontiguousarray(symbol.transpose(0, 3, 1, 2)).reshape(-1, rows, columns)
-        largest = max(largest, stack_upper(stack))
-    return up(largest + slack) if slack else largest
-
-
-def frequencies(extent: Sequence[int], grid: Sequence[int], chunk: int) -> Iterator[NDArray[np.complex128]]:
-    """Yield ``exp(2 pi i k j / grid)`` as ``(taps, frequencies)``, ``chunk`` frequencies at a time.
-
-    The kernel is real, so a frequency and its negative have the same norm: the last axis is run halfway.
-    """
-    halved = (*grid[:-1], grid[-1] // 2 + 1)
-    total = math.prod(halved)
-    for first in range(0, total, chunk):
-        k = np.unravel_index(np.arange(first, min(first + chunk, total)), halved)
-        phase = np.ones((1, len(k[0])), dtype=np.complex128)
-        for places, n, frequency in zip(extent, grid, k, strict=True):
-            angle = 2 * np.pi * (np.outer(np.arange(places), frequency) % n) / n
-            phase = (phase[:, None] * (np.cos(angle) + 1j * np.sin(angle))[None]).reshape(-1, len(frequency))
-        yield phase
-
-
-def zeros_copies(geometry: Geometry, size: Sequence[int] | None) -> int:
-    """Zero padding copies nothing."""
-    return 1
-
-
-def circular_copies(geometry: Geometry, size: Sequence[int] | None) -> int:
-    """Circular padding that lets windows start at more places than there are pixels computes outputs twice."""
-    if size is None:
-        if any(sum(p) > q - 1 for p, q in zip(geometry.pads, geometry.window, strict=True)):
-            raise ValueError("circular padding beyond the window has no bound for every size: give input_size")
-        return 1
-    unit = replace(geometry, stride=(1,) * len(size))
-    return math.prod(max(1, -(-starts // n)) for starts, n in zip(unit.outputs(size), size, strict=True))
-
-
-def border_copies(geometry: Geometry, size: Sequence[int] | None) -> int:
-    """How often the padded image holds the pixel that it holds most often."""
-    copies = 1
-    for axis, pads in enumerate(geometry.pads):
-        n = size[axis] if size is not None else None
-        if n is not None:
-            copies *= int(np.bincount(pad_map(n, pads, geometry.mode)).max())
-        else:
-            copies *= 1 + sum(pads) if geometry.mode == "replicate" else 1 + sum(p > 0 for p in pads)
-    return copies
-
-
-COPIES: dict[str, Callable[[Geometry, Sequence[int] | None], int]] = {
-    "zeros": zeros_copies,
-    "circular": circular_copies,
-    "reflect": border_copies,
-    "replicate": border_copies,
-}

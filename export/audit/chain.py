@@ -31,7 +31,8 @@ from scipy import linalg, optimize
 
 from export.audit.relations import Expression
 from specnorm_core.bounds import sigma_upper, up
-from specnorm_core.dense_bounds import UNIT, gamma, proves_positive
+from specnorm_core.ceiling import proves_positive
+from specnorm_core.roundoff import UNIT, gamma
 
 Real = NDArray[np.float64]
 FIRST_MARGIN = 2.0**-30

@@ -15,7 +15,7 @@ from export.audit.relations import MOST_ENTRIES, WIDEST, Expression, Real, Relat
 from export.audit.values import NoBoundError, Value
 from specnorm_core.convolution import geometry_of
 from specnorm_core.convolution_bounds import dense
-from specnorm_core.dense_bounds import UNIT
+from specnorm_core.roundoff import UNIT
 
 
 def follow(relations: Relations, node: Node, results: Sequence[Value]) -> None:

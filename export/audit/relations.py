@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from export.audit.values import Value
-from specnorm_core.dense_bounds import UNIT, gamma
+from specnorm_core.roundoff import UNIT, gamma
 
 Matrix = sparse.csr_array
 Real = NDArray[np.float64]

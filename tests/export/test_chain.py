@@ -15,7 +15,7 @@ from export.audit.node import Node
 from export.audit.relations import Expression, Relations, System
 from export.audit.values import Value
 from export.audit.walk import HINT, certified
-from specnorm_core.dense_bounds import proves_positive
+from specnorm_core.ceiling import proves_positive
 
 RNG = np.random.default_rng(5)
 

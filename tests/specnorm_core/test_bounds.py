@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mpmath import mp
 
-from specnorm_core import bounds, convolution_bounds, dense_bounds
-from specnorm_core.bounds import conv_sigma_estimate, conv_sigma_upper, matricised_sigma_upper, sigma_estimate, sigma_upper
+from specnorm_core import bounds, ceiling, convolution_bounds, dense_bounds, symbol_bounds
+from specnorm_core.bounds import (
+    Deadline,
+    conv_sigma_estimate,
+    conv_sigma_upper,
+    matricised_sigma_upper,
+    prove_conv_sigma,
+    prove_sigma,
+    sigma_estimate,
+    sigma_upper,
+)
 
 
 def at_most(matrix, t):
@@ -125,14 +134,14 @@ def test_what_is_no_finite_real_matrix_is_refused(bad, bound):
 def test_a_guess_that_is_too_low_is_never_believed(factor, monkeypatch):
     matrix = np.random.default_rng(5).standard_normal((40, 30))
     exact = np.linalg.norm(matrix, 2)
-    honest = dense_bounds.leading_eigenvalue
-    monkeypatch.setattr(dense_bounds, "leading_eigenvalue", lambda G, effort: factor * honest(G, effort))
+    honest = ceiling.leading_eigenvalue
+    monkeypatch.setattr(ceiling, "leading_eigenvalue", lambda G, effort: factor * honest(G, effort))
     assert sigma_upper(matrix) >= exact * (1 - 1e-13)
 
 
 @pytest.mark.parametrize("ones", [1, 4, 16, 64])
 def test_what_a_long_sum_of_squares_loses_is_part_of_the_bound(ones, monkeypatch):
-    monkeypatch.setattr(dense_bounds, "FIRST_MARGIN", 2.0**-52)  # so that nothing but the error terms covers it
+    monkeypatch.setattr(ceiling, "FIRST_MARGIN", 2.0**-52)  # so that nothing but the error terms covers it
     matrix = np.full((20000, 1), 2.0**-27)  # each square is half a unit in the last place of one, and vanishes beside it
     matrix[:ones] = 1.0
     assert at_most(matrix, sigma_upper(matrix))
@@ -177,10 +186,12 @@ def random_convolution(seed):
     return kernel, draw(3, 8), options, str(rng.choice(["zeros", "zeros", "circular", "reflect", "replicate"]))
 
 
-@pytest.mark.parametrize("seed", range(150))
-@pytest.mark.parametrize("small", [0, convolution_bounds.SMALL], ids=["torus", "matrix"])
-def test_convolution_bounds_enclose_the_norm_of_the_dense_operator(seed, small, monkeypatch):
-    monkeypatch.setattr(convolution_bounds, "SMALL", small)
+@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("way", ["lags", "direct", "matrix"])
+def test_convolution_bounds_enclose_the_norm_of_the_dense_operator(seed, way, monkeypatch):
+    if way != "matrix":
+        monkeypatch.setattr(convolution_bounds, "is_small", lambda K, geometry, size, most: False)
+        monkeypatch.setattr(symbol_bounds, "worth_lags", lambda P, frequencies: way == "lags")
     kernel, size, options, mode = random_convolution(seed)
     matrix = dense(
         kernel.astype(np.float64), size, options["stride"], options["padding"], options["dilation"], groups=options["groups"], mode=mode
@@ -191,7 +202,7 @@ def test_convolution_bounds_enclose_the_norm_of_the_dense_operator(seed, small, 
     exact = np.linalg.norm(matrix, 2)
     upper = conv_sigma_upper(kernel, input_size=size, padding_mode=mode, **options)
     assert exact * (1 - 1e-13) <= upper <= 4 * exact
-    if small and mode == "zeros":
+    if way == "matrix":
         assert upper <= exact * (1 + 1e-9)
     assert exact * (1 - 1e-6) <= conv_sigma_estimate(kernel, input_size=size, padding_mode=mode, **options) <= exact * (1 + 1e-13)
     if mode == "zeros":
@@ -261,7 +272,65 @@ def test_a_dear_convolution_gets_a_coarser_grid_that_still_bounds_it(monkeypatch
     kernel = np.random.default_rng(11).standard_normal((3, 3, 3, 3))
     exact = conv_sigma_estimate(kernel, input_size=(24, 24), padding=1, steps=80)
     monkeypatch.setattr(convolution_bounds, "BUDGET", 1.0)
-    assert exact <= conv_sigma_upper(kernel, input_size=(24, 24), padding=1) <= 1.2 * exact
+    bound, looser = prove_conv_sigma(kernel, input_size=(24, 24), padding=1)
+    assert exact <= bound <= 1.2 * exact
+    assert looser == "a grid of 8 x 8 frequencies, at most 17.16% above"
+
+
+class Impatient(Deadline):
+    """A time that is enough for the last of so many attempts alone."""
+
+    attempts = 0
+
+    def attempt(self):
+        type(self).attempts -= 1
+        return Deadline(0.0 if type(self).attempts > 0 else np.inf)
+
+
+@pytest.mark.parametrize(("attempts", "looser"), [(1, ""), (2, "8 blocks of columns, one by one"), (3, "64 blocks of columns, one by one")])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_matrix_that_takes_too_long_is_proved_in_blocks_which_is_looser_and_said(attempts, looser, kind, monkeypatch):
+    monkeypatch.setattr(dense_bounds, "CHUNKED", 1)
+    monkeypatch.setattr(Impatient, "attempts", attempts)
+    matrix = (np.random.default_rng(13).standard_normal((150, 70)) * 1e-20).astype(kind)
+    exact = np.linalg.norm(matrix.astype(np.float64), 2)
+    bound, why = prove_sigma(matrix, Impatient())
+    assert exact * (1 - 1e-13) <= bound <= [1 + 1e-9, 2.5, 8][attempts - 1] * exact
+    assert why == looser
+
+
+def test_blocks_of_columns_add_up_in_squares(monkeypatch):
+    monkeypatch.setattr(dense_bounds, "BLOCKS", (8,))
+    matrix = np.ones((40, 24))  # each block attains its norm at the same vector: nothing less than all of them holds
+    assert sigma_upper(matrix) == pytest.approx(np.sqrt(40 * 24), rel=1e-9)
+    assert at_most(matrix, sigma_upper(matrix))
+
+
+@pytest.mark.parametrize(
+    ("attempts", "looser"), [(1, ""), (2, "a grid of 16 x 16"), (3, "a grid of 8 x 8"), (4, "norms of rows and columns")]
+)
+def test_a_convolution_that_takes_too_long_gets_what_is_cheaper_which_is_looser_and_said(attempts, looser, monkeypatch):
+    monkeypatch.setattr(Impatient, "attempts", attempts)
+    kernel = np.random.default_rng(14).standard_normal((3, 3, 3, 3))
+    exact = conv_sigma_upper(kernel, input_size=(24, 24), padding=1)
+    bound, why = prove_conv_sigma(kernel, input_size=(24, 24), padding=1, deadline=Impatient())
+    assert exact <= bound <= 3 * exact
+    assert why.startswith(looser)
+    assert bool(why) == bool(looser)
+
+
+def test_no_time_at_all_is_enough_for_a_bound_and_an_estimate():
+    rng = np.random.default_rng(15)
+    matrix, kernel = rng.standard_normal((40, 30)), rng.standard_normal((2, 2, 3))
+    bound, looser = prove_sigma(matrix, Deadline(0.0))
+    assert sigma_estimate(matrix, Deadline(0.0)) <= np.linalg.norm(matrix, 2) <= bound
+    assert looser == "norms of rows and columns"
+    options = {"input_size": (300,), "padding": 1, "deadline": Deadline(0.0)}
+    assert (
+        conv_sigma_estimate(kernel, **options)
+        <= conv_sigma_upper(kernel, input_size=(300,), padding=1)
+        <= prove_conv_sigma(kernel, **options)[0]
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
@@ -290,7 +359,7 @@ def test_the_bounds_load_no_torch():
 @pytest.mark.parametrize("shape", [(300, 200), (200, 300)])
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
 def test_a_matrix_that_is_too_large_for_float64_has_the_bounds_of_one_that_is_not(monkeypatch, shape, scale):
-    monkeypatch.setattr(dense_bounds, "ROWS", 64)
+    monkeypatch.setattr(dense_bounds, "ENTRIES", 64 * 200)
     A = (np.random.default_rng(0).standard_normal(shape) * scale).astype(np.float32)
     exact = np.linalg.svd(A.astype(np.float64), compute_uv=False)[0]
     whole = dense_bounds.sigma_upper(A), dense_bounds.sigma_estimate(A)
