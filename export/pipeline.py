@@ -1,21 +1,19 @@
 """From a trained network to a bundle: fold, write the graph, audit its bytes, certify, verify."""
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import numpy as np
+from onnx import helper
 from torch import nn
 
-from export import bundle, checkpoint, verify
-from export.audit import HINT, Report, certified
-from export.audit.chain import Certificate as Proof
+from export import bundle, checkpoint, claims, radius, verify
+from export.audit import HINT, Report
 from export.bundle import InputDomain, Lipschitz, Manifest, Training
 from export.checkpoint import Provenance
 from export.fold import FoldedLayer, fold, named_norm_upper
-from export.radius import RADIUS, Certificate, pairs_of
-from export.rounding import UnboundedError, error_bound
+from export.proof import proved
+from export.radius import Certificate
 from export.to_onnx import LOGITS, PREDICTION, to_onnx
 from specnorm_core.architecture import Architecture, Network
 from specnorm_core.data import Dataset
@@ -23,6 +21,8 @@ from specnorm_core.training import evaluate
 
 Progress = Callable[[str], None]
 PROBES = 1000
+HAIR = 1 + 2.0**-24
+"""What is stated of a bound above what was proved here: another machine may prove it again a few last bits larger."""
 
 
 def export_bundle(
@@ -60,7 +60,7 @@ def export_bundle(
     progress("folding W / sigma with a certified sigma")
     folded, layers = fold(model)
     progress("auditing the graph's bytes")
-    content, report, lipschitz, certificate = _certified_graph(folded, classifier=bool(labels))
+    content, report, lipschitz, certificate = _certified_graph(folded, progress, classifier=bool(labels))
     progress("verifying the graph against the folded model")
     real = samples is not None
     x = _some(samples) if samples is not None else checkpoint.probes(model, domain)
@@ -87,7 +87,7 @@ def export_bundle(
         tools={name: version(name) for name in ("specnorm", "torch", "onnx", "onnxruntime", "numpy")},
         files={name: bundle.digest(part) for name, part in files.items()},
     )  # fmt: skip
-    verify.check(manifest, files)
+    claims.check(manifest, files)
     return manifest, files
 
 
@@ -102,37 +102,28 @@ def load_bundle(files: Mapping[str, bytes]) -> tuple[Network, Provenance]:
     return checkpoint.load(files[bundle.CHECKPOINT])
 
 
-def _certified_graph(folded: Network, *, classifier: bool) -> tuple[bytes, Report, Lipschitz, Certificate | None]:
+def _certified_graph(folded: Network, progress: Progress, *, classifier: bool) -> tuple[bytes, Report, Lipschitz, Certificate | None]:
     """Return the graph's bytes and what is proved of *them*; a classifier with a bound gets the output ``certified_radius``."""
     output = LOGITS if classifier else PREDICTION
-    content: bytes = to_onnx(folded, classifier=classifier).SerializeToString()
-    report, proofs = certified(content)
-    lipschitz, proof = report.lipschitz[output], proofs.get(output)
+    model = to_onnx(folded, classifier=classifier)
+    proof = proved(model, output)
+    lipschitz = _stated(proof.report.lipschitz[output])
     if lipschitz.bound is None:
-        return content, report, lipschitz, None
-    certificate = None
-    if classifier:
-        pairs = pairs_of(lipschitz.bound, math.prod(folded.output_shape))
-        try:
-            error = error_bound(folded, {layer.name: layer.sigma_upper for layer in report.layers})
-            certificate = Certificate(pairs if proof is None else np.minimum(pairs, proof.pairs), error)
-        except UnboundedError:
-            pass  # a bound of the exact function stands; a radius of the computed one cannot be proved
-    content = to_onnx(folded, classifier=classifier, certificate=certificate, metadata=_told(lipschitz, proof, output)).SerializeToString()
-    report = certified(content)[0]
-    stated = report.lipschitz[output].model_copy(update={"pairs": certificate is not None and proof is not None})
-    return content, report, stated, certificate
+        return model.SerializeToString(), proof.report, lipschitz, None
+    certificate = proof.certificate() if classifier else None
+    if classifier and certificate is None:
+        progress(f"no certified radius: {proof.why}")
+    helper.set_model_props(model, claims.told(lipschitz) | ({} if proof.chain is None else {HINT + output: proof.chain.encode()}))
+    if certificate is not None:
+        model = radius.attached(model, certificate)
+    stated = lipschitz.model_copy(update={"pairs": certificate is not None and proof.chain is not None})
+    return model.SerializeToString(), proof.report, stated, certificate
 
 
-def _told(lipschitz: Lipschitz, proof: Proof | None, output: str) -> dict[str, str]:
-    """Return what the file itself says of its bound, and the proof of it, for whoever audits it again."""
-    told = {
-        "lipschitz_bound": repr(lipschitz.bound),
-        "lipschitz_norm": lipschitz.norm,
-        "lipschitz_method": str(lipschitz.method),
-        "sensitivity": json.dumps(lipschitz.sensitivity),
-    }
-    return told if proof is None else told | {HINT + output: proof.encode()}
+def _stated(proved: Lipschitz) -> Lipschitz:
+    """Return what is promised where this was proved: a hair more."""
+    larger = {"bound": proved.bound and proved.bound * HAIR, "sensitivity": tuple(one * HAIR for one in proved.sensitivity)}
+    return proved.model_copy(update=larger)
 
 
 def _some(samples: np.ndarray) -> np.ndarray:
@@ -145,6 +136,7 @@ def _layer(layer: FoldedLayer, folded: nn.Module, report: Report) -> bundle.Laye
     """Return what the manifest says of one layer: the norms before the fold, and the audited norm of the folded bytes."""
     audited = {found.name: found.sigma_upper for found in report.layers}
     after = audited[layer.name] if layer.layer.norm == "operator" else named_norm_upper(layer.layer, getattr(folded, layer.name).weight)
+    after = min(after * HAIR, max(after, layer.layer.target))
     return bundle.Layer(
         name=layer.name, kind=layer.layer.kind, shape=tuple(layer.layer.weight.shape), norm=layer.layer.norm,  # type: ignore[arg-type]  # checked when the layer was made
         constraint=layer.layer.constraint, target=layer.layer.target, sigma_estimate=layer.sigma_estimate,  # type: ignore[arg-type]  # as above
@@ -153,11 +145,11 @@ def _layer(layer: FoldedLayer, folded: nn.Module, report: Report) -> bundle.Laye
     )  # fmt: skip
 
 
-def _signature(report: Report, architecture: Architecture, output: str, labels: tuple[str, ...], radius: bool) -> bundle.Signature:
+def _signature(report: Report, architecture: Architecture, output: str, labels: tuple[str, ...], certified: bool) -> bundle.Signature:
     size = len(labels) or _width(architecture)
     outputs = [bundle.Tensor(name=output, datatype="FP32", shape=(-1, size))]
-    if radius:
-        outputs.append(bundle.Tensor(name=RADIUS, datatype="FP32", shape=(-1,)))
+    if certified:
+        outputs.append(radius.TENSOR)
     return bundle.Signature(
         inputs=(bundle.Tensor(name="input", datatype="FP32", shape=(-1, *architecture.input_shape)),), outputs=tuple(outputs),
         rows_independent=report.rows_independent, labels=labels,

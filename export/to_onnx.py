@@ -1,16 +1,15 @@
-"""Write a folded network as an ONNX graph: plain weights, a free batch axis, and the certificate as an output of the graph itself."""
+"""Write a folded network as an ONNX graph: plain weights and a free batch axis."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import nn
 
-from export import radius
-from export.radius import RADIUS, Certificate
+from export.graph import Graph
 from specnorm_core.activations import FullSort, GroupSort
 from specnorm_core.architecture import Network
 
@@ -24,31 +23,6 @@ LOGITS, PREDICTION = "logits", "prediction"
 
 class GraphError(ValueError):
     """A layer has no form in the graph; the sentence names it."""
-
-
-class Graph:
-    """Nodes and weights in the making; ``at`` is the tensor that the next node takes."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-        self.at = "input"
-
-    @property
-    def opset(self) -> int:
-        """The oldest opset that has all of it."""
-        wraps = any(attribute.s == b"wrap" for node in self.nodes for attribute in node.attribute)
-        return WRAPPING_OPSET if wraps else OPSET
-
-    def weight(self, name: str, value: np.ndarray | np.generic) -> str:
-        """Add a constant and return its name."""
-        self.weights.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        """Add a node with one output, named as the node, and return that name."""
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
-        return name
 
 
 def _linear(graph: Graph, name: str, layer: nn.Linear) -> str:
@@ -79,6 +53,12 @@ def _convolution(graph: Graph, op: str, name: str, layer: Any, inputs: list[str]
         op, inputs, name, kernel_shape=list(layer.kernel_size), strides=list(layer.stride), dilations=list(layer.dilation),
         group=layer.groups, **attributes,
     )  # fmt: skip
+
+
+def _opset(graph: Graph) -> int:
+    """Return the oldest opset that has all of it."""
+    wraps = any(attribute.s == b"wrap" for node in graph.nodes for attribute in node.attribute)
+    return WRAPPING_OPSET if wraps else OPSET
 
 
 def _reshape(graph: Graph, source: str, name: str, shape: list[int]) -> str:
@@ -119,12 +99,8 @@ WRITERS: dict[type[nn.Module], Callable[[Graph, str, Any, tuple[int, ...]], str]
 }
 
 
-def to_onnx(
-    folded: Network, *, classifier: bool, certificate: Certificate | None = None, metadata: Mapping[str, str] | None = None
-) -> onnx.ModelProto:
-    """Return the graph of ``folded``: ``input`` to ``logits`` (``prediction`` of a regressor), and ``certified_radius`` with a certificate.
-
-    ``metadata`` are texts that the file carries along.
+def to_onnx(folded: Network, *, classifier: bool) -> onnx.ModelProto:
+    """Return the graph of ``folded``: ``input`` to ``logits`` (``prediction`` of a regressor).
 
     Raises:
         GraphError: a layer has no form in the graph.
@@ -145,14 +121,10 @@ def to_onnx(
     output = LOGITS if classifier else PREDICTION
     graph.node("Identity", [graph.at], output)
     outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", *x.shape[1:]])]
-    if certificate is not None:
-        radius.write(graph, certificate, math.prod(folded.input_shape), LOGITS)
-        outputs.append(helper.make_tensor_value_info(RADIUS, TensorProto.FLOAT, ["batch"]))
     inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *folded.input_shape])]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "specnorm", inputs, outputs, graph.weights),
-        opset_imports=[helper.make_opsetid("", graph.opset)], producer_name="specnorm", ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", _opset(graph))], producer_name="specnorm", ir_version=IR_VERSION,
     )  # fmt: skip
-    helper.set_model_props(model, dict(metadata or {}))
     onnx.checker.check_model(model, full_check=True)
     return model

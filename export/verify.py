@@ -1,21 +1,28 @@
-"""Is the graph the folded network, on real inputs? And is the manifest true of the bytes?"""
+"""Is the graph the folded network, on real inputs? And is it what its checkpoint folds to?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
+from onnx import numpy_helper
 from torch import nn
 
-from export import bundle
-from export.audit import audit
-from export.rounding import Affine
+from export import bundle, checkpoint
+from export.audit.rounding import Affine
+from export.bundle import Manifest
+from export.checkpoint import Provenance
+from export.claims import VerificationError as VerificationError  # noqa: PLC0414  # what is raised here, for whoever catches it
+from export.fold import FoldedLayer, fold
+from export.radius import detached
+from export.to_onnx import to_onnx
 
 ATOL = RTOL = 1e-5
-
-
-class VerificationError(ValueError):
-    """An export is not what it should be; the sentence says where and by how much."""
+FOLDED = 1e-5
+"""How far, relative to the largest, a weight may be from the one that is folded again, on another machine."""
+MEASURED = 1e-3
+"""The same of a norm: an estimate of one that is still in training may lag behind it."""
 
 
 def run(model: bytes, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -63,24 +70,44 @@ def parity(model: bytes, folded: nn.Module, x: np.ndarray, output: str, error: A
     return float(off.max(initial=0.0))
 
 
-def check(manifest: bundle.Manifest, files: Mapping[str, bytes]) -> None:
-    """Recompute from the bytes what the manifest promises about them.
+def check_checkpoint(manifest: Manifest, files: Mapping[str, bytes]) -> None:
+    """Fold the checkpoint of a bundle again, and compare what comes out with the graph and with what the manifest says of the weights.
 
     Raises:
-        VerificationError: a digest, a folded norm or the Lipschitz bound is not what the manifest says.
+        VerificationError: the graph is another network, or the checkpoint does not have the norms, labels or input that the manifest tells.
+        CheckpointError: it is no checkpoint.
+        FoldError: it cannot be folded.
     """
-    for name, expected in manifest.files.items():
-        if bundle.digest(files.get(name, b"")) != expected:
-            raise VerificationError(f"{name} is not the file that the manifest names: its sha256 differs")
-    report = audit(files[bundle.MODEL], chain=True)
-    actual = report.lipschitz[manifest.signature.outputs[0].name]
-    if manifest.lipschitz.bound is not None and (actual.bound is None or actual.bound > manifest.lipschitz.bound):
-        raise VerificationError(f"the manifest promises a Lipschitz bound of {manifest.lipschitz.bound}, the bytes prove {actual.bound}")
-    if manifest.signature.rows_independent and not report.rows_independent:
-        raise VerificationError("the manifest says that rows are independent, which the bytes do not prove")
-    audited = {layer.name: layer.sigma_upper for layer in report.layers}
-    for layer in manifest.layers:
-        if layer.norm == "operator" and audited.get(layer.name, float("inf")) > layer.folded_sigma_upper:
-            raise VerificationError(f"layer {layer.name!r}: the bytes have norm {audited.get(layer.name)}, not {layer.folded_sigma_upper}")
-        if layer.folded_sigma_upper > layer.target:
-            raise VerificationError(f"layer {layer.name!r}: its folded norm {layer.folded_sigma_upper} is above its target {layer.target}")
+    model, provenance = checkpoint.load(files[bundle.CHECKPOINT])
+    folded, layers = fold(model)
+    for fault in _checkpoint_faults(manifest, files, provenance, layers):
+        raise VerificationError(f"{bundle.CHECKPOINT} is not what the manifest tells of: {fault}")
+    found, _ = detached(onnx.load_from_string(files[bundle.MODEL]))
+    expected = to_onnx(folded, classifier=bool(provenance.labels))
+    if list(found.graph.node) != list(expected.graph.node):
+        raise VerificationError(f"{bundle.MODEL} is not the graph of {bundle.CHECKPOINT}: its nodes are others")
+    own, others = ({weight.name: numpy_helper.to_array(weight) for weight in graph.initializer} for graph in (found.graph, expected.graph))
+    for name, weight in others.items():
+        if name not in own or own[name].shape != weight.shape or np.abs(own[name] - weight).max(initial=0) > FOLDED * np.abs(weight).max():
+            raise VerificationError(f"{bundle.MODEL} is not what {bundle.CHECKPOINT} folds to: {name!r} differs")
+
+
+def _checkpoint_faults(
+    manifest: Manifest, files: Mapping[str, bytes], provenance: Provenance, layers: Sequence[FoldedLayer]
+) -> Iterator[str]:
+    """Yield where the manifest says other than the checkpoint."""
+    if files.get(bundle.ARCHITECTURE, b"").strip() != provenance.architecture.model_dump_json(indent=2).encode():
+        yield f"{bundle.ARCHITECTURE} is another architecture than its own"
+    if (manifest.signature.labels, manifest.input) != (provenance.labels, provenance.input):
+        yield "its labels or its input are others"
+    if [layer.name for layer in manifest.layers] != [layer.name for layer in layers]:
+        yield f"it has the layers {[layer.name for layer in layers]}"
+        return
+    for found, promised in zip(layers, manifest.layers, strict=True):
+        kept = (found.layer.kind, found.layer.norm, found.layer.constraint, found.layer.target)
+        if kept != (promised.kind, promised.norm, promised.constraint, promised.target):
+            yield f"its layer {found.name!r} is {kept}"
+        for name in ("sigma_upper", "operator_sigma_upper", "sigma_estimate", "stable_rank"):
+            number, told = float(getattr(found, name)), getattr(promised, name)
+            if told is None or abs(number - told) > MEASURED * number:
+                yield f"the {name} of its layer {found.name!r} is {number}, not {told}"

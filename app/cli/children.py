@@ -31,6 +31,17 @@ def run(module: str, arguments: list[str]) -> None:
         raise typer.Exit(code if code > 0 else 1)
 
 
+def problem(module: str, arguments: list[str]) -> str | None:
+    """Run ``python -m module`` and return what it says on stderr where it fails."""
+    done = subprocess.run(  # noqa: S603 - our own modules, no shell
+        [sys.executable, "-m", module, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if not done.returncode:
+        return None
+    said = done.stderr.strip().splitlines()
+    return said[-1].removeprefix("specnorm: ") if said else f"the check ended with status {done.returncode}"
+
+
 def train(
     context: typer.Context,
     *,

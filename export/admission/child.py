@@ -37,11 +37,16 @@ def judge(content: bytes, tell: Callable[..., None]) -> None:
 
     from export.admission.probe import ProbeError, probe, rows_have_a_name_of_their_own  # noqa: PLC0415
     from export.admission.structure import StructureError, opened  # noqa: PLC0415
+    from export.claims import radius_fault  # noqa: PLC0415
 
     try:
         model = opened(content)
         onnx.checker.check_model(model)
         inputs, outputs = probe(content)
+        fault = radius_fault(model)
+        if fault is not None:
+            tell(error=fault)
+            return
     except (StructureError, ProbeError) as error:
         tell(error=str(error))
         return

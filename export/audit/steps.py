@@ -26,14 +26,16 @@ MOST_FOLDED = 2**28
 Scope = Mapping[str, str]
 
 
-def walked(nodes: Iterable[onnx.NodeProto], values: dict[str, Value], opset: int) -> Iterator[tuple[Node, list[Value]]]:
+def walked(
+    nodes: Iterable[onnx.NodeProto], values: dict[str, Value], opset: int, seconds: float = math.inf
+) -> Iterator[tuple[Node, list[Value]]]:
     """Yield every node with what is known of its outputs, and add that to ``values``; an `If` whose condition is constant is followed.
 
     Raises:
         AuditError: two tensors have one name.
     """
     folded = 0
-    for node in opened(nodes, values, opset, {}):
+    for node in (replace(node, seconds=seconds) for node in opened(nodes, values, opset, {})):
         produced = visit(node)
         made = sum(value.constant.size for value in produced if value.constant is not None)
         folded += made
@@ -85,12 +87,12 @@ def opened(nodes: Iterable[onnx.NodeProto], values: dict[str, Value], opset: int
 
 
 def chosen(node: Node) -> onnx.GraphProto | None:
-    """Return the branch of an `If` that its constant condition takes; None where it is not constant."""
+    """Return the branch of an `If` that its constant condition takes; None where it is not constant, or the branch has sparse constants."""
     condition = node.inputs[0] if node.inputs else None
     if condition is None or condition.constant is None or condition.constant.size != 1:
         return None
     found: onnx.GraphProto | None = node.attribute("then_branch" if condition.constant.ravel()[0] else "else_branch", None)
-    return found
+    return None if found is None or found.sparse_initializer else found
 
 
 def renamed(proto: onnx.NodeProto, scope: dict[str, str], prefix: str) -> onnx.NodeProto:
@@ -110,9 +112,10 @@ def inside(node: Node, values: Mapping[str, Value], opset: int) -> list[AuditedL
     for graph in graphs:
         known = {**values, **{tensor.name: constants.constant(tensor.name, to_array(tensor)) for tensor in graph.initializer}}
         known.update({value.name: undefined(value.name) for value in graph.input})
-        for value in {name for inner in graph.node for name in inner.output}:
+        sparse = [tensor.values.name for tensor in graph.sparse_initializer]
+        for value in {*sparse, *(name for inner in graph.node for name in inner.output)}:
             known.pop(value, None)
-        found += [layer for inner, _ in walked(graph.node, known, opset) for layer in inner.layers]
+        found += [layer for inner, _ in walked(graph.node, known, opset, node.seconds) for layer in inner.layers]
     return found
 
 

@@ -9,10 +9,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx import TensorProto
 from onnx.inliner import inline_local_functions
 
-from export.audit import constants
+from export.audit import ambiguous, constants
 from export.audit.chain import Certificate, certify
 from export.audit.followed import follow
-from export.audit.node import to_array
+from export.audit.node import Node, to_array
 from export.audit.relations import Relations
 from export.audit.report import AuditedLayer, AuditError, Bounds, Report
 from export.audit.steps import undefined, walked
@@ -35,6 +35,7 @@ def audit(
     *,
     chain: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
+    layer_seconds: float = math.inf,
 ) -> Report:
     """Return the norms of the linear layers of ``model`` and an L2 Lipschitz bound of each output, or the operators that prevent one.
 
@@ -42,12 +43,13 @@ def audit(
         model: the content of an ONNX file, or the model itself.
         input_shapes: shapes that take the place of those in the file, by input; -1 = free.
         chain: also look for the tighter certificate of `export.audit.chain`, and state its bound where it is the least.
-        progress: called after every node with how many are done, how many there are, and the node's name.
+        progress: called after every node with how many are done, how many there are, and the name of the next.
+        layer_seconds: how long the proof of one norm may take; where it takes longer, its bound is looser, which the report says.
 
     Raises:
         AuditError: the content is no ONNX model, keeps weights in other files, or names an input that it does not have.
     """
-    return certified(model, input_shapes, chain=chain, progress=progress)[0]
+    return certified(model, input_shapes, chain=chain, progress=progress, layer_seconds=layer_seconds)[0]
 
 
 def certified(
@@ -56,8 +58,13 @@ def certified(
     *,
     chain: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
+    layer_seconds: float = math.inf,
+    watch: Callable[[Node, Sequence[Value]], None] | None = None,
 ) -> tuple[Report, dict[str, Certificate]]:
-    """Return what `audit` does, and what is proved of each output by the quadratic certificate of `chain`, where anything is."""
+    """Return what `audit` does, and what is proved of each output by the quadratic certificate of `chain`, where anything is.
+
+    ``watch`` is shown every node with what is known of its outputs.
+    """
     graph, opset, hints = opened(model)
     weights = {tensor.name: constants.constant(tensor.name, to_array(tensor)) for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
@@ -67,12 +74,14 @@ def certified(
     values: dict[str, Value] = {**weights, **started(inputs, input_shapes or {})}
     layers: list[AuditedLayer] = []
     relations = Relations()
-    for done, (node, produced) in enumerate(walked(graph.node, values, opset), start=1):
+    for done, (node, produced) in enumerate(walked(graph.node, values, opset, layer_seconds), start=1):
         if progress is not None:
-            progress(done, max(done, len(graph.node)), node.place)
+            progress(done, max(done, len(graph.node)), graph.node[done].name if done < len(graph.node) else "")
         layers += node.layers
         if chain:
             follow(relations, node, produced)
+        if watch is not None:
+            watch(node, produced)
     results = [values.get(output.name, undefined(output.name)) for output in graph.output]
     any_float = any(values[value.name].floating for value in inputs)
     certificates = {value.name: found for value in results if (found := certificate(relations, value, hints)) is not None} if chain else {}
@@ -111,7 +120,7 @@ def opened(model: bytes | onnx.ModelProto) -> tuple[onnx.GraphProto, int, dict[s
     """Return the graph, local functions put in their place, the opset of ONNX's own operators, and the metadata.
 
     Raises:
-        AuditError: it is no whole ONNX model.
+        AuditError: it is no whole ONNX model, or one that may be read in two ways.
     """
     try:
         model = onnx.load_from_string(model) if isinstance(model, bytes) else model
@@ -119,6 +128,7 @@ def opened(model: bytes | onnx.ModelProto) -> tuple[onnx.GraphProto, int, dict[s
         raise AuditError("the file is no ONNX model") from None
     if not model.graph.output:
         raise AuditError("the file is no ONNX model: it has no output")
+    ambiguous.refuse(model)
     if model.functions:
         model = inline_local_functions(model)
     outside = [tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]

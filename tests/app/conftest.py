@@ -65,6 +65,22 @@ class Models:
         )
         return Artifact(manifest, model)
 
+    def honest(self, scale: float = 1.0, *, bound: float | None = None) -> Artifact:
+        """logits = scale * input, and nothing is said that the bytes do not prove, unless another ``bound`` is given."""
+        artifact = self.build(
+            [tensor("input", "FP32", -1, 3)],
+            [tensor("logits", "FP32", -1, 3)],
+            [helper.make_node("MatMul", ["input", "w"], ["logits"])],
+            {"w": np.eye(3, dtype=np.float32) * np.float32(scale)},
+            bound=bound or scale * 1.0001,
+        )
+        upper = scale * 1.0001
+        layer = bundle.Layer(
+            name="logits", kind="linear", shape=(3, 3), norm="operator", constraint="none", target=upper, sigma_estimate=scale,
+            sigma_upper=upper, operator_sigma_upper=upper, folded_sigma_upper=upper, stable_rank=None,
+        )  # fmt: skip
+        return Artifact(artifact.manifest.model_copy(update={"layers": (layer,)}), artifact.model)
+
     def affine(self, scale: float = 1.0, *, width: int = 3, **options: Any) -> Artifact:
         """logits = scale * input, certified_radius = the largest of them."""
         return self.build(

@@ -12,11 +12,12 @@ import torch
 from onnx import numpy_helper
 
 import specnorm_core as sn
-from export import bundle, checkpoint, verify
+from export import bundle, checkpoint, claims, verify
 from export.bundle import InputDomain
 from export.fold import FoldError, fold
 from export.pipeline import export_bundle, load_bundle
-from export.rounding import error_bound
+from export.proof import proved
+from export.radius import detached
 from specnorm_core.data import load
 
 LABELS = tuple(map(str, range(10)))
@@ -143,9 +144,9 @@ def test_on_a_linear_model_the_radius_is_tight(digits):
 
 
 def test_the_float32_error_stays_within_its_proved_bound_and_the_bound_is_not_vacuous(exported, digits):
-    model, manifest, files = exported
+    model, _, files = exported
     folded, _ = fold(model)
-    error = error_bound(folded, {layer.name: layer.folded_sigma_upper for layer in manifest.layers})
+    error = proved(detached(onnx.load_from_string(files["model.onnx"]))[0], "logits").error
     exact = verify.outputs_of(folded.double(), digits.x.astype(np.float64))
     off = np.linalg.norm(verify.run(files["model.onnx"], digits.x)["logits"] - exact, axis=1)
     bound = error.slope * np.linalg.norm(digits.x.astype(np.float64), axis=1) + error.offset
@@ -167,16 +168,16 @@ def test_a_manifest_that_promises_more_than_the_bytes_prove_is_refused(exported)
     _, manifest, files = exported
     lower = manifest.model_copy(update={"lipschitz": manifest.lipschitz.model_copy(update={"bound": manifest.lipschitz.bound * 0.98})})
     with pytest.raises(verify.VerificationError, match="Lipschitz bound"):
-        verify.check(lower, files)
+        claims.check(lower, files)
     graph = onnx.load_from_string(files["model.onnx"])
     weight = next(w for w in graph.graph.initializer if w.name == f"{manifest.layers[0].name}.weight")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.02), weight.name))
     changed = files | {"model.onnx": graph.SerializeToString()}
     with pytest.raises(verify.VerificationError, match="sha256 differs"):
-        verify.check(manifest, changed)
+        claims.check(manifest, changed)
     resigned = manifest.model_copy(update={"files": {name: bundle.digest(content) for name, content in changed.items()}})
     with pytest.raises(verify.VerificationError, match="bytes"):
-        verify.check(resigned, changed)
+        claims.check(resigned, changed)
 
 
 def test_the_matricised_norm_never_feeds_the_certificate(digits):

@@ -8,9 +8,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export import verify
+from export.audit.rounding import Affine
+from export.graph import Graph
 from export.radius import MOST_PAIRS, Certificate, coefficients, pairs_of, write
-from export.rounding import Affine
-from export.to_onnx import OPSET, Graph
+from export.to_onnx import OPSET
 
 ROOT = Fraction(14142135623730951, 10**16)  # above sqrt(2) by less than 2^-53
 
@@ -19,7 +20,7 @@ def served(x, certificate):
     """Logits that are the input itself, and the radius that goes with them."""
     graph, k = Graph(), x.shape[1]
     graph.node("Identity", ["input"], "logits")
-    write(graph, certificate, k, "logits")
+    write(graph, certificate, k, "input", "logits")
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in
               (("input", ["N", k]), ("logits", ["N", k]), ("certified_radius", ["N"]))]  # fmt: skip
     made = helper.make_graph(graph.nodes, "g", values[:1], values[1:], graph.weights)
@@ -102,7 +103,7 @@ def test_what_is_not_finite_and_numbers_whose_norm_overflows_have_no_radius(extr
 
 def test_the_graph_holds_no_weights_but_the_constants_of_the_pairs():
     graph = Graph()
-    write(graph, Certificate(pairs_of(1.0, 3), Affine(0.0, 0.0)), 5, "logits")
+    write(graph, Certificate(pairs_of(1.0, 3), Affine(0.0, 0.0)), 5, "input", "logits")
     floats = {w.name: numpy_helper.to_array(w) for w in graph.weights if w.data_type == TensorProto.FLOAT}
-    assert set(floats) == {"radius.c", "radius.k0", "radius.k1", "radius.shrink", "radius.zero", "radius.finite"}
+    assert set(floats) == {"radius.c", "radius.k0", "radius.k1", "radius.shrink", "radius.zero", "radius.finite", "radius.most"}
     assert floats["radius.shrink"] < 1

@@ -75,7 +75,7 @@ def serving(workspace: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str]
 
 
 def test_a_bare_onnx_file_is_judged_and_published_and_a_hostile_one_is_not(run: Run, workspace: Path, models: Any) -> None:
-    (workspace.parent / "m.onnx").write_bytes(models.affine(2.0).model)
+    (workspace.parent / "m.onnx").write_bytes(models.honest(2.0).model)
     done = run("models", "import", "m.onnx", "--name", "bare", "--workspace", str(workspace))
     assert (done.returncode, done.stderr) == (0, "bare:1 is published and live\n")
     stored = registry(workspace).manifest("bare", "1")
@@ -175,7 +175,7 @@ def test_an_exported_bundle_is_whole(run: Run, workspace: Path, tmp_path: Path) 
 
 def test_a_bundle_is_imported_only_if_its_bytes_prove_its_manifest(run: Run, workspace: Path, models: Any, tmp_path: Path) -> None:
     for name, scale in (("true", 0.5), ("boastful", 2.0)):
-        artifact = models.affine(scale, bound=1.0)
+        artifact = models.honest(scale, bound=1.0)
         bundle.write(tmp_path / name, artifact.manifest, {bundle.MODEL: artifact.model})
     done = run("models", "import", "true", "--name", "foreign", "--workspace", str(workspace))
     assert (done.returncode, "foreign:1 is published and live" in done.stderr) == (0, True)
@@ -189,14 +189,30 @@ def test_a_bundle_is_imported_only_if_its_bytes_prove_its_manifest(run: Run, wor
     assert registry(workspace).versions("foreign") == ["1"]
 
 
-def test_verify_finds_a_changed_byte(run: Run, workspace: Path) -> None:
-    assert run("models", "verify", "--workspace", str(workspace)).returncode == 0
-    blob = next((workspace / "blobs" / "sha256").iterdir())
+def test_verify_proves_every_promise_again_and_finds_a_changed_byte(run: Run, tmp_path: Path, models: Any) -> None:
+    workspace = tmp_path / "ws"
+    stored = registry(workspace)
+
+    def problems(code: int) -> list[str | None]:
+        done = run("models", "verify", "--json", "--workspace", str(workspace))
+        assert done.returncode == code, done.stderr
+        return [row["problem"] for row in json.loads(done.stdout)]
+
+    for scale in (1.0, 2.0):
+        artifact = models.honest(scale)
+        stored.publish("honest", artifact.manifest, {bundle.MODEL: artifact.model})
+    assert problems(0) == [None, None]
+    boastful, false = models.honest(2.0, bound=1.0), models.affine()
+    for artifact in (boastful, false):
+        stored.publish("lying", artifact.manifest, {bundle.MODEL: artifact.model})
+    blob = workspace / "blobs" / "sha256" / models.honest(1.0).manifest.model_digest
     blob.chmod(0o644)
     blob.write_bytes(blob.read_bytes()[:-1] + b"\x00")
-    done = run("models", "verify", "--json", "--workspace", str(workspace))
-    assert done.returncode == 1
-    assert [bool(row["problem"]) for row in json.loads(done.stdout)].count(True) == 1
+    first, second, third, fourth = problems(1)
+    assert "model.onnx of honest:1 cannot be read" in (first or "")
+    assert second is None
+    assert "the manifest promises a Lipschitz bound of 1.0, the bytes prove 2.0" in (third or "")
+    assert fourth is not None
 
 
 def test_doctor_checks_what_serving_needs(run: Run) -> None:
