@@ -35,7 +35,6 @@ def audit(
     *,
     chain: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
-    layer_seconds: float = math.inf,
 ) -> Report:
     """Return the norms of the linear layers of ``model`` and an L2 Lipschitz bound of each output, or the operators that prevent one.
 
@@ -43,13 +42,12 @@ def audit(
         model: the content of an ONNX file, or the model itself.
         input_shapes: shapes that take the place of those in the file, by input; -1 = free.
         chain: also look for the tighter certificate of `export.audit.chain`, and state its bound where it is the least.
-        progress: called after every node with how many are done, how many there are, and the name of the next.
-        layer_seconds: how long the proof of one norm may take; where it takes longer, its bound is looser, which the report says.
+        progress: called after every node with how many are done, how many there are, and the node's name.
 
     Raises:
         AuditError: the content is no ONNX model, keeps weights in other files, or names an input that it does not have.
     """
-    return certified(model, input_shapes, chain=chain, progress=progress, layer_seconds=layer_seconds)[0]
+    return certified(model, input_shapes, chain=chain, progress=progress)[0]
 
 
 def certified(
@@ -58,7 +56,6 @@ def certified(
     *,
     chain: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
-    layer_seconds: float = math.inf,
     watch: Callable[[Node, Sequence[Value]], None] | None = None,
 ) -> tuple[Report, dict[str, Certificate]]:
     """Return what `audit` does, and what is proved of each output by the quadratic certificate of `chain`, where anything is.
@@ -74,9 +71,9 @@ def certified(
     values: dict[str, Value] = {**weights, **started(inputs, input_shapes or {})}
     layers: list[AuditedLayer] = []
     relations = Relations()
-    for done, (node, produced) in enumerate(walked(graph.node, values, opset, layer_seconds), start=1):
+    for done, (node, produced) in enumerate(walked(graph.node, values, opset), start=1):
         if progress is not None:
-            progress(done, max(done, len(graph.node)), graph.node[done].name if done < len(graph.node) else "")
+            progress(done, max(done, len(graph.node)), node.place)
         layers += node.layers
         if chain:
             follow(relations, node, produced)
