@@ -14,7 +14,7 @@ class Settings(BaseSettings):
 
     workspace: Path = Field(default=Path("workspace"), description="Folder of the database and the stored files.")
     database_url: SecretStr | None = Field(
-        default=None, description="PostgreSQL instead of SQLite: `postgresql+psycopg://user:password@host/name`; needs the extra `postgres`."
+        default=None, description="PostgreSQL, not SQLite: `postgresql+psycopg://user:password@host/name`; needs the extra `postgres`."
     )
     blobs_url: str | None = Field(
         default=None, description="Bucket of stored files instead of a folder: `s3://bucket/prefix`; needs the extra `s3`."

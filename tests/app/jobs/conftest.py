@@ -44,9 +44,9 @@ def make_bundle() -> Callable[[dict[str, bytes]], tuple[Manifest, dict[str, byte
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    settings = Settings(workspace=tmp_path, lease_seconds=60.0, job_max_attempts=3, drain_seconds=10.0)
-    engine = connect(tmp_path)
+def workspace(tmp_path: Path, database_url: str | None) -> Iterator[Workspace]:
+    settings = Settings(workspace=tmp_path, database_url=database_url, lease_seconds=60.0, job_max_attempts=3, drain_seconds=10.0)
+    engine = connect(tmp_path, database_url)
     registry = Registry(engine, Blobs(tmp_path / "blobs"))
     files = Files(engine, registry.blobs, max_bytes=10_000)
     registry.publish("digits", *bundle({"model.onnx": b"graph", "checkpoint.safetensors": b"weights", "architecture.json": b"{}"}))

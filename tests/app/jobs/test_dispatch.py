@@ -17,14 +17,15 @@ from app.jobs.launcher import Local
 WORKER = """
 import sys, time
 from pathlib import Path
-from app.db import connect
 from app.jobs.attempt import Attempt
 from app.jobs.store import Claim
+from app.registry.workspace import open_registry
+from app.settings import Settings
 from app.worker.__main__ import conclude
 from app.worker.pulse import Pulse
 import signal
 folder, job, token = Path(sys.argv[2]), sys.argv[4], int(sys.argv[6])
-attempt = Attempt(connect(folder), Claim(job, token))
+attempt = Attempt(open_registry(Settings(workspace=folder)).database, Claim(job, token))
 def work():
     if attempt.assignment().state == "validating_files":
         attempt.accept("good")
