@@ -27,6 +27,7 @@ from app.jobs.admitter import Admitter
 from app.jobs.dispatch import Dispatcher
 from app.jobs.launcher import Local
 from app.jobs.store import Jobs
+from app.jobs.watch import Watch
 from app.link import Answer
 from app.observability import Metrics
 from app.registry.collect import collect
@@ -98,7 +99,7 @@ def create_service(settings: Settings, siblings: Siblings | None = None) -> Serv
         database.dispose()
 
     api = _api(settings, judged_by, registry, lifespan)
-    api.include_router(admin.router(registry, promotion, imports, Jobs(database)))
+    api.include_router(admin.router(registry, promotion, imports, Watch(Jobs(database))))
     inference = v2.InferApp(catalog, settings, version=VERSION, repository=repository, totals=siblings.totals)
     guard = Guard(_Fork(inference, api), judged_by, settings)
     page.add(guard.families)
@@ -125,7 +126,8 @@ def _answers(catalog: Catalog) -> dict[str, Answer]:
 
 def create_dispatcher(settings: Settings, database: Engine | None = None) -> Dispatcher:
     """Return what runs the jobs of a workspace."""
-    return Dispatcher(Jobs(database or open_registry(settings).database), Local(settings), settings)
+    jobs = Jobs(database or open_registry(settings).database)
+    return Dispatcher(jobs, Local(settings), settings, limit=settings.jobs_at_once)
 
 
 async def work(settings: Settings, registry: Registry | None = None) -> None:
@@ -170,7 +172,7 @@ async def _grpc(
 
 def _api(settings: Settings, judged_by: Access, registry: Registry, lifespan: Lifespan) -> FastAPI:
     """Return every route but the inference protocol's; its lifespan is that of the whole service."""
-    jobs = Jobs(registry.database)
+    jobs = Jobs(registry.database, max_open=settings.max_open_jobs)
     files = Files(registry.database, registry.blobs, max_bytes=settings.max_upload_bytes)
     api = FastAPI(
         title="specnorm",

@@ -37,6 +37,7 @@ SCOPES: dict[str, Scope | None] = {
     "/v1/models": "infer",
     "/v1/files": "train",
     "/v1/fine_tuning": "train",
+    "/admin/jobs": "train",
     "/admin": "admin",
     "/metrics": "admin",
     "/docs": None,

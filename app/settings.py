@@ -14,7 +14,8 @@ class Settings(BaseSettings):
 
     workspace: Path = Field(default=Path("workspace"), description="Folder of the database and the stored files.")
     database_url: SecretStr | None = Field(
-        default=None, description="PostgreSQL, not SQLite: `postgresql+psycopg://user:password@host/name`; needs the extra `postgres`."
+        default=None,
+        description="PostgreSQL, not SQLite: `postgresql+psycopg://user:password@host/name`; needs the extra `postgres`.",
     )
     blobs_url: str | None = Field(
         default=None, description="Bucket of stored files instead of a folder: `s3://bucket/prefix`; needs the extra `s3`."
@@ -52,7 +53,12 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=512 * 2**20, ge=1, description="Largest data set that can be uploaded.")
     lease_seconds: float = Field(default=30.0, gt=0, description="A job whose worker shows no life for so long is taken over.")
     job_max_attempts: int = Field(default=5, ge=1, description="How often a job is started before it is given up as lost.")
-    job_max_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest wall-clock time of one attempt of a job.")
+    job_max_seconds: float = Field(
+        default=6 * 3600.0, gt=0, description="Longest time that a job may be worked at, all attempts together; one may ask for less."
+    )
+    job_max_bytes: int = Field(default=8 * 2**30, ge=2**28, description="Most memory of one fine-tune job; past it the job fails.")
+    jobs_at_once: int = Field(default=1, ge=1, le=64, description="Fine-tune jobs that this process runs side by side.")
+    max_open_jobs: int = Field(default=1000, ge=1, description="Fine-tune jobs that may wait or run; past it 429.")
     import_seconds: float = Field(default=180.0, gt=0, description="Longest time that judging a model from elsewhere may take.")
     job_threads: int = Field(default=1, ge=1, description="Threads of one fine-tune job.")
     api_keys_file: Path | None = Field(

@@ -201,7 +201,7 @@ def read_npz(content: bytes) -> Dataset:
             x, y = arrays["x"], arrays["y"]
     except DataError:
         raise
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, MemoryError):
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError):
         raise DataError("not an NPZ file of plain numeric arrays (object arrays are never read)") from None
     if x.dtype.kind not in "buif" or y.dtype.kind not in "buif":
         raise DataError(f"expected numeric arrays, got x of {x.dtype} and y of {y.dtype}")

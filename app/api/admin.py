@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,24 +14,21 @@ from fastapi.responses import StreamingResponse
 from app.api.imports import Imports
 from app.api.promotion import Promotion
 from app.errors import InvalidRequestError
-from app.jobs.store import Jobs
+from app.jobs.watch import News, Watch
 from app.registry.blobs import CHUNK, Blobs
 from app.registry.registry import Registry
 from export.bundle import Manifest
 
-WATCH_SECONDS = 0.25
-KEEP_ALIVE_SECONDS = 15.0
-
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def router(registry: Registry, promotion: Promotion, imports: Imports, jobs: Jobs) -> APIRouter:
+def router(registry: Registry, promotion: Promotion, imports: Imports, watch: Watch) -> APIRouter:
     """Return the routes of the registry, of imports, and of a job's live events."""
     routes = APIRouter(prefix="/admin", tags=["admin"])
     _add_reading(routes, registry)
     _add_promotion(routes, promotion)
     _add_imports(routes, imports)
-    _add_events(routes, jobs)
+    _add_events(routes, watch)
     return routes
 
 
@@ -126,33 +124,33 @@ def _stored(blobs: Blobs, uploads: list[UploadFile]) -> dict[str, str]:
     return stored
 
 
-def _add_events(routes: APIRouter, jobs: Jobs) -> None:
+def _add_events(routes: APIRouter, watch: Watch) -> None:
     @routes.get("/jobs/{job_id}/events", response_class=StreamingResponse)
     async def stream_events(
-        job_id: str, last: Annotated[str | None, Header(alias="Last-Event-ID", description="Id of the last event seen.")] = None
-    ) -> StreamingResponse:
-        """Stream the events of a job, those there are and then those that come, until the job has ended."""
-        begin = await asyncio.to_thread(jobs.number_of, job_id, last)
+        job_id: str,
+        after: Annotated[str | None, Query(description="Id of the last event seen; it is not told again.")] = None,
+        last: Annotated[str | None, Header(alias="Last-Event-ID", description="The same, as a browser says it that comes back.")] = None,
+    ) -> Response:
+        """Stream the events of a job, those there are and then those that come, until it has ended; 204 where that was seen already."""
+        number, first = await watch.begin(job_id, last or after)
+        if first.ended and not first.events:
+            return Response(status_code=204)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_events(jobs, job_id, begin), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(_events(watch, job_id, number, first), media_type="text/event-stream", headers=headers)
 
 
-async def _events(jobs: Jobs, job: str, seen: int) -> AsyncIterator[str]:
+async def _events(watch: Watch, job: str, number: int, first: News) -> AsyncIterator[str]:
     """Yield events in the form of server-sent events; between them a comment, so that a proxy sees life."""
-    silent = 0.0
-    yield ": events of the job, oldest first\n\n"
-    while True:
-        events, ended = await asyncio.to_thread(jobs.events_since, job, seen)
-        for number, event in events:
-            seen = number
-            yield f"id: {event['id']}\ndata: {json.dumps(event)}\n\n"
-        if ended:
-            return
-        silent = 0.0 if events else silent + WATCH_SECONDS
-        if silent >= KEEP_ALIVE_SECONDS:
-            silent = 0.0
-            yield ": the job goes on\n\n"
-        await asyncio.sleep(WATCH_SECONDS)
+    yield ": events of the job, oldest first\n\n" + _told(first)
+    if first.ended:
+        return
+    async with aclosing(watch.follow(job, number)) as coming:
+        async for news in coming:
+            yield _told(news) or ": the job goes on\n\n"
+
+
+def _told(news: News) -> str:
+    return "".join(f"id: {event['id']}\ndata: {json.dumps(event)}\n\n" for event in news.events)
 
 
 def sigma_report(name: str, version: str, manifest: Manifest) -> dict[str, Any]:

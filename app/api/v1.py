@@ -112,17 +112,17 @@ def _add_jobs(routes: APIRouter, jobs: Jobs) -> None:  # a table of routes, each
 
     @routes.post(path + "/{job_id}/cancel", tags=["fine-tuning"])
     def cancel_job(job_id: JobId) -> dict[str, Any]:
-        """Cancel a job: at once where it waits, at its worker's next heartbeat where it runs."""
+        """Cancel a job, at once. What it has learned is lost; its events stay."""
         return jobs.cancel(job_id)
 
     @routes.post(path + "/{job_id}/pause", tags=["fine-tuning"])
     def pause_job(job_id: JobId) -> dict[str, Any]:
-        """Hold a job back; it keeps what it has learned."""
+        """Hold a job back: it keeps what it has learned, and waits as `queued` with `paused: true`."""
         return jobs.pause(job_id)
 
     @routes.post(path + "/{job_id}/resume", tags=["fine-tuning"])
     def resume_job(job_id: JobId) -> dict[str, Any]:
-        """Let a paused job go on."""
+        """Let a paused job go on, as if it had never been held back."""
         return jobs.resume(job_id)
 
     @routes.get(path + "/{job_id}/events", tags=["fine-tuning"])
@@ -170,7 +170,7 @@ def _job_body() -> dict[str, Any]:
     fields.pop("$defs", None)
     hyperparameters = Hyperparameters.model_json_schema()
     hyperparameters.pop("$defs", None)  # a reference into it would point nowhere from here
-    hyperparameters["properties"]["privacy"] = {"anyOf": [Privacy.model_json_schema(), {"type": "null"}], "default": None}
+    hyperparameters["properties"]["privacy"] |= {"anyOf": [Privacy.model_json_schema(), {"type": "null"}]}
     supervised = {"type": "object", "properties": {"hyperparameters": hyperparameters}}
     method = {"type": "object", "properties": {"type": {"const": "supervised"}, "supervised": supervised}}
     fields["properties"] |= {"hyperparameters": hyperparameters, "method": method, "seed": {"type": "integer", "minimum": 0}}

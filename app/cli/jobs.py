@@ -13,7 +13,6 @@ from app.cli.remote import Service, Url
 commands = typer.Typer(help="Fine-tune jobs of a running service (--url).", no_args_is_help=True)
 
 PATH = "/v1/fine_tuning/jobs"
-OVER = {"succeeded", "failed", "cancelled"}
 COLUMNS = ("id", "status", "model", "fine_tuned_model", "created")
 
 PRIVATE = "Private training"
@@ -59,7 +58,9 @@ def submit(
     noise_multiplier: NoiseMultiplier = None,
     delta: Delta = None,
     validation_is_public: ValidationIsPublic = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge the parameters and the data; train nothing.")] = False,
+    priority: Annotated[int, typer.Option(min=-100, max=100, help="Of the jobs that wait, the one with the highest is next.")] = 0,
+    max_seconds: Annotated[float | None, typer.Option(help="Fail the job once it was worked at for so long.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge the parameters and the data, estimate steps and time.")] = False,
     url: Url = None,
 ) -> None:
     """Start a job and print its id."""
@@ -80,6 +81,8 @@ def submit(
         "promote": promote,
         "seed": seed,
         "suffix": suffix,
+        "priority": priority or None,
+        "max_seconds": max_seconds,
         "dry_run": dry_run or None,
     }
     job = service.post(PATH, {name: value for name, value in request.items() if value is not None})
@@ -91,37 +94,48 @@ def submit(
 
 @commands.command()
 def cancel(job: Job, url: Url = None) -> None:
-    """Ask a job to stop."""
-    typer.echo(Service(url).post(f"{PATH}/{job}/cancel")["status"])
+    """End a job at once."""
+    _act(url, job, "cancel")
+
+
+@commands.command()
+def pause(job: Job, url: Url = None) -> None:
+    """Hold a job back; it keeps what it has learned."""
+    _act(url, job, "pause")
+
+
+@commands.command()
+def resume(job: Job, url: Url = None) -> None:
+    """Let a paused job go on."""
+    _act(url, job, "resume")
 
 
 @commands.command()
 def logs(
     job: Job, url: Url = None, *, follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False
 ) -> None:
-    """Print the events of a job, oldest first."""
-    service, seen = Service(url), set[str]()
-    while True:
-        status = service.get(f"{PATH}/{job}")["status"]
-        for event in reversed(_events(service, job, seen)):
-            seen.add(event["id"])
-            typer.echo(f"{_clock(event['created_at'])} {event['level']:<5} {event['message']}")
-        if not follow or status in OVER:
-            raise typer.Exit(1 if follow and status == "failed" else 0)
-        time.sleep(1)
+    """Print the events of a job, oldest first; with --follow the exit code is 1 where it fails."""
+    service = Service(url)
+    for event in service.events(f"/admin/jobs/{job}/events") if follow else reversed(_events(service, job)):
+        typer.echo(f"{_clock(event['created_at'])} {event['level']:<5} {event['message']}")
+    if follow and service.get(f"{PATH}/{job}")["status"] == "failed":
+        raise typer.Exit(1)
 
 
-def _events(service: Service, job: str, seen: set[str]) -> list[dict[str, Any]]:
-    """Return the events that were not seen yet, newest first."""
+def _act(url: str | None, job: str, what: str) -> None:
+    found = Service(url).post(f"{PATH}/{job}/{what}")
+    typer.echo(f"{found['status']}{' (paused)' if found['paused'] else ''}")
+
+
+def _events(service: Service, job: str) -> list[dict[str, Any]]:
+    """Return all events, newest first."""
     found: list[dict[str, Any]] = []
-    after = None
-    while True:
-        page = service.get(f"{PATH}/{job}/events", limit=100, after=after)
-        fresh = [event for event in page["data"] if event["id"] not in seen]
-        found += fresh
-        if len(fresh) < len(page["data"]) or not page["has_more"]:
-            return found
-        after = page["data"][-1]["id"]
+    more = True
+    while more:
+        page = service.get(f"{PATH}/{job}/events", limit=100, after=found[-1]["id"] if found else None)
+        found += page["data"]
+        more = page["has_more"]
+    return found
 
 
 def _row(job: dict[str, Any]) -> dict[str, Any]:

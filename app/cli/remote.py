@@ -1,6 +1,9 @@
 """A running service, as commands call it."""
 
+import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -12,6 +15,9 @@ from app.errors import InvalidRequestError, UnavailableError
 Url = Annotated[str | None, typer.Option("--url", envvar="SPECNORM_URL", help="Address of a running service.")]
 
 DEFAULT = "http://127.0.0.1:8000"
+NO_CONTENT = 204
+PATIENCE = 30
+"""Seconds for which a stream that broke off is asked for again."""
 
 
 class Service:
@@ -48,6 +54,35 @@ class Service:
         with path.open("rb") as stream:
             answer = self.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": (path.name, stream)})
         return str(answer["id"])
+
+    def events(self, path: str) -> Iterator[dict[str, Any]]:
+        """Yield the events of a stream to its end; where it breaks off it is taken up after the last one seen.
+
+        Raises:
+            UnavailableError: nobody answers, or nobody does any more.
+            InvalidRequestError: the service refuses, in its own words.
+        """
+        import httpx  # noqa: PLC0415
+
+        last, failures = None, 0
+        while True:
+            try:
+                with self._http.stream("GET", path, params={} if last is None else {"after": last}) as response:
+                    if response.status_code == NO_CONTENT:
+                        return
+                    if not response.is_success:
+                        response.read()
+                        raise InvalidRequestError(f"The service answered {response.status_code}: {_sentence(response)}")
+                    for line in response.iter_lines():
+                        if line.startswith("data:"):
+                            event = json.loads(line[5:])
+                            last, failures = event["id"], 0
+                            yield event
+            except httpx.HTTPError as error:
+                failures += 1
+                if last is None or failures > PATIENCE:
+                    raise UnavailableError(f"No service answers at {self.url}: {error}") from None
+                time.sleep(1)
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         """Return the response.

@@ -122,8 +122,10 @@ def _environment(settings: Settings) -> dict[str, str]:
     stores = {"SPECNORM_BLOBS_URL": settings.blobs_url} if settings.blobs_url else {}
     if settings.database_url:
         stores["SPECNORM_DATABASE_URL"] = settings.database_url.get_secret_value()
-    return (
-        libraries
-        | stores
-        | {"SPECNORM_JOB_THREADS": threads, "SPECNORM_LEASE_SECONDS": str(settings.lease_seconds), "PYTHONUNBUFFERED": "1"}
-    )
+    own = {
+        "SPECNORM_JOB_THREADS": threads,
+        "SPECNORM_JOB_MAX_BYTES": str(settings.job_max_bytes),
+        "SPECNORM_LEASE_SECONDS": str(settings.lease_seconds),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return libraries | stores | own

@@ -55,31 +55,41 @@ class Hyperparameters(Checked):
     the default learning rate and stands instead of ``learning_rate``.
     """
 
-    gradient_mode: GradientMode | None = None
-    n_epochs: int = Field(default=20, ge=1, le=10_000)
-    batch_size: int = Field(default=64, ge=1, le=65_536)
-    learning_rate: float = Field(default=LEARNING_RATE, gt=0, le=MAX_RATE)
-    learning_rate_multiplier: float = Field(default=1.0, gt=0, le=MAX_RATE / LEARNING_RATE)
-    schedule: Literal["constant", "one_cycle"] = "constant"
-    optimizer: Literal["adam", "sgd"] = "adam"
-    weight_decay: float = Field(default=0.0, ge=0, le=1)
-    loss: Literal["cross_entropy", "margin", "mse"] = "cross_entropy"
-    temperature: float = Field(default=10.0, gt=0, le=1e4)
-    margin: float = Field(default=0.5, gt=0)
-    power_iterations: int = Field(default=1, ge=1, le=100)
-    checkpoint_every: int = Field(default=100, ge=1)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    privacy: Privacy | None = None
+    gradient_mode: GradientMode | None = Field(
+        default=None, description="`full` is the gradient of the loss; `simplified` holds sigma constant; null: as the model was trained."
+    )
+    n_epochs: int = Field(default=20, ge=1, le=10_000, description="Passes over the data.")
+    batch_size: int = Field(default=64, ge=1, le=65_536, description="Rows per step.")
+    learning_rate: float = Field(default=LEARNING_RATE, gt=0, le=MAX_RATE, description="Step size of the optimiser.")
+    learning_rate_multiplier: float = Field(
+        default=1.0, gt=0, le=MAX_RATE / LEARNING_RATE, description="Stands instead of `learning_rate`: times its default."
+    )
+    schedule: Literal["constant", "one_cycle"] = Field(
+        default="constant", description="Whether the learning rate stays, or rises over 15 % of the run and falls to zero."
+    )
+    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="Adam, or SGD with momentum 0.9.")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="L2 penalty on the raw weights and biases.")
+    loss: Literal["cross_entropy", "margin", "mse"] = Field(
+        default="cross_entropy", description="What is minimised; `mse` for targets that are values."
+    )
+    temperature: float = Field(default=10.0, gt=0, le=1e4, description="What logits are multiplied with in the loss alone.")
+    margin: float = Field(default=0.5, gt=0, description="The margin that the loss `margin` asks for.")
+    power_iterations: int = Field(default=1, ge=1, le=100, description="Power iterations per optimiser step.")
+    checkpoint_every: int = Field(default=100, ge=1, description="Steps between two checkpoints.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Of the order of the rows; a private job has none.")
+    privacy: Privacy | None = Field(default=None, description="Train with differential privacy of single rows.")
 
 
 class JobRequest(Checked):
     """A fine-tune job as it was asked for, with every choice made explicit."""
 
-    model: str
-    training_file: str = Field(max_length=64)
-    validation_file: str | None = Field(default=None, max_length=64)
-    suffix: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,40}$")
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    model: str = Field(description="What is trained further: `name`, its live version, or `name:version`.")
+    training_file: str = Field(max_length=64, description="Id of an upload.")
+    validation_file: str | None = Field(default=None, max_length=64, description="Id of an upload that is judged by, never trained on.")
+    suffix: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9._-]{1,40}$", description="The result becomes a version of `name-suffix`, and not of `name`."
+    )
+    metadata: dict[str, str] | None = Field(default=None, max_length=16, description="Up to 16 texts by name; jobs are found by them.")
     promote: Literal["never", "if_not_worse"] = Field(
         default="never", description="Whether the new version goes live if it does no worse on the validation file than the live one."
     )

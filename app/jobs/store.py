@@ -2,10 +2,10 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, and_, func, insert, select, update
 
 from app.db import files, job_checkpoints, job_events, jobs, reading, version_files
 from app.errors import InvalidRequestError, NotFoundError, QueueFullError
@@ -17,9 +17,6 @@ from app.registry import live
 from app.registry.once import once
 from app.registry.paging import Page, page
 from export.bundle import ARCHITECTURE, CHECKPOINT, parse
-
-MAX_OPEN = 1000
-"""Most jobs that may wait or run at once."""
 
 CLAIMABLE = (State.VALIDATING.value, State.QUEUED.value)
 
@@ -45,7 +42,7 @@ class Lease(NamedTuple):
 class Jobs:
     """Fine-tune jobs in SQL. Safe to share between threads and processes."""
 
-    def __init__(self, database: Engine, *, max_open: int = MAX_OPEN) -> None:
+    def __init__(self, database: Engine, *, max_open: int = 1000) -> None:
         self.database = database
         self._max_open = max_open
 
@@ -103,12 +100,33 @@ class Jobs:
             query = select(job_events).where(job_events.c.job == job, job_events.c.number > number).order_by(job_events.c.number)
             return [(row.number, event_object(row)) for row in connection.execute(query)], ended
 
+    def news(self, names: Collection[str], number: int) -> dict[str, tuple[Sequence[tuple[int, dict[str, Any]]], bool]]:
+        """Return :meth:`events_since` for each of several jobs, by one query."""
+        found: dict[str, tuple[list[tuple[int, dict[str, Any]]], bool]] = {}
+        fresh = and_(job_events.c.job == jobs.c.id, job_events.c.number > number)
+        query = select(jobs.c.id.label("of"), jobs.c.state, job_events).outerjoin(job_events, fresh).where(jobs.c.id.in_(names))
+        with reading(self.database) as connection:
+            for row in connection.execute(query.order_by(job_events.c.number)):
+                events, _ = found.setdefault(row.of, ([], State(row.state) in TERMINAL))
+                if row.number is not None:
+                    events.append((row.number, event_object(row)))
+        return dict(found)
+
     def number_of(self, job: str, event: str | None) -> int:
-        """Return the number of an event of a job, for :meth:`events_since`; 0 where none is named or it is not known."""
+        """Return the number of an event of a job, for :meth:`events_since`; 0 where none is named.
+
+        Raises:
+            NotFoundError: there is no such job.
+            InvalidRequestError: it has no such event.
+        """
         with reading(self.database) as connection:
             rows.find(connection, job)
+            if event is None:
+                return 0
             found = connection.scalar(select(job_events.c.number).where(job_events.c.id == event, job_events.c.job == job))
-        return found or 0
+        if found is None:
+            raise InvalidRequestError(f"the job has no event {event[:80]!r} to go on after", param="after")
+        return int(found)
 
     def checkpoints(self, job: str, *, after: str | None = None, limit: int = 10) -> Page:
         """Return the checkpoints of a job that come after the one named ``after``, newest first."""

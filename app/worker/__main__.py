@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--token", type=int, required=True, help="number of the attempt, as the claim gave it")
     options = parser.parse_args(arguments)
     settings = Settings(workspace=options.workspace)
+    bound_memory(settings.job_max_bytes)
     registry = open_registry(settings)
     database = registry.database
     attempt = Attempt(database, Claim(options.job, options.token))
@@ -66,6 +68,11 @@ def conclude(attempt: Attempt, work: Callable[[], None]) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def bound_memory(limit: int) -> None:
+    """Let this process have at most ``limit`` bytes of memory of its own; an allocation past it fails the job, and nothing else."""
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def yield_to_others() -> None:

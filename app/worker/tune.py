@@ -14,6 +14,7 @@ from app.jobs.machine import State
 from app.jobs.request import Hyperparameters as Asked
 from app.registry import live
 from app.registry.registry import Registry
+from app.worker.estimate import estimate
 from app.worker.failure import JobFailedError
 from app.worker.guarantee import guarantee
 from app.worker.pulse import Pulse
@@ -67,10 +68,12 @@ def tune(attempt: Attempt, registry: Registry, pulse: Pulse, *, threads: int) ->
         attempt.accept(f"The data are good: {len(data)} rows to train on, {len(validation) if validation else 0} to validate on.")
     pulse.check()
     attempt.start(f"Attempt {attempt.claim.token} starts.")
-    if assignment.request.dry_run:
-        attempt.succeed("Dry run: data and parameters are good; nothing was trained.", result={"rows": len(data)})
-        return
     model, provenance = _parent(registry, assignment)
+    if assignment.request.dry_run:
+        found = estimate(model, data, options, validation=validation)
+        told = f"{found['steps']} steps would take about {found['seconds']:.3g} seconds on this machine; nothing was trained"
+        attempt.succeed(f"Dry run: data and parameters are good, {told}.", result=found)
+        return
     metrics, run = train(model, data, options, validation=validation, attempt=attempt, blobs=registry.blobs, pulse=pulse)
     training = _training(run, metrics, assignment)
     manifest, files = _exported(attempt, pulse, model, provenance, training=training, rows=Rows(data, validation))

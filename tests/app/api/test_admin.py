@@ -119,4 +119,7 @@ def test_events_are_streamed_first_those_there_are_then_those_that_come_until_th
     assert told[1:] == ["The data are good.", "Training starts.", "The job failed (diverged): NaN"]
     again = service.http.get(f"/admin/jobs/{job}/events", headers={"Last-Event-ID": ids[1]}).text
     assert [line[4:] for line in again.splitlines() if line.startswith("id: ")] == ids[2:]
+    assert service.http.get(f"/admin/jobs/{job}/events", params={"after": ids[1]}).text == again
+    assert service.http.get(f"/admin/jobs/{job}/events", params={"after": ids[-1]}).status_code == 204
     assert service.http.get("/admin/jobs/none/events").status_code == 404
+    assert "no event 'x'" in service.http.get(f"/admin/jobs/{job}/events", params={"after": "x"}).json()["error"]

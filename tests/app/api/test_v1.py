@@ -1,6 +1,5 @@
 """OpenAI's stock client against the real service over a real socket, its answers held to its own types without leniency."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -180,5 +179,15 @@ def test_models_are_listed_as_versions_and_a_bare_name_is_the_live_one(service: 
 def test_a_job_and_its_file_are_in_the_openapi_text(service: Any) -> None:
     text = service.http.get("/openapi.json").json()
     body = text["paths"]["/v1/fine_tuning/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert "gradient_mode" in json.dumps(body)
     assert body["required"] == ["model", "training_file"]
+    known = body["properties"]["method"]["properties"]["supervised"]["properties"]["hyperparameters"]["properties"]
+    assert known == body["properties"]["hyperparameters"]["properties"]
+    for name, field in known.items():
+        assert "default" in field or {"type": "null"} in field["anyOf"], name  # FastAPI leaves out a default of null
+        assert field["description"].endswith((".", "`")), name
+        if field.get("type") in {"integer", "number"}:
+            assert field.keys() & {"minimum", "exclusiveMinimum"}, name
+    assert (known["n_epochs"]["default"], known["n_epochs"]["minimum"], known["n_epochs"]["maximum"]) == (20, 1, 10_000)
+    assert known["gradient_mode"]["anyOf"][0]["enum"] == ["full", "simplified"]
+    assert known["learning_rate"]["default"] == 0.003
+    assert body["properties"]["dry_run"]["default"] is False
