@@ -6,27 +6,36 @@ Any other goes the ordinary way, which gives the same answer.
 """
 
 import re
+import uuid
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Final, NamedTuple
 
 import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.api.body import HEADER_LENGTH, Framing, framing
 from app.api.errors import response_of
+from app.api.guard import NOSNIFF
 from app.errors import SpecnormError
-from app.inference.catalog import Catalog, Served
+from app.inference.catalog import Catalog
 from app.observability import new_request_id
 from app.security import Access, authorise
 from app.settings import Settings
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
+JSON: Final = b"content-type: application/json\r\n"
+NOSNIFF_LINE: Final = b"%s: %s\r\n\r\n" % NOSNIFF
+
+_BEGINS: Final = b"POST /v2/models/"
 _PATH: Final = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: ?([0-9]{1,10})\r\n", re.IGNORECASE)
 _NOT_HERE: Final = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"})
 _UNIQUE: Final = frozenset({b"x-request-id", b"traceparent"})
 _LARGEST_HEAD: Final = 4096
 _MOST_HEADS: Final = 1024
+_MOST_MESSAGES: Final = 4096
 _JUDGED_AFRESH: Final = 0.05  # seconds after which a change of the keys takes effect here
 
 
@@ -43,32 +52,46 @@ class Head(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A head, the version that it names, where the body begins, and how long that is."""
+    """A head, where the body begins behind it, and where that ends."""
 
     head: Head
-    served: Served
     begin: int
-    length: int
+    end: int
+    model: str
+    version: str | None
+    json_bytes: int | None
 
 
 class Shortcut:
     """What the connections of one service share.
 
+    Attributes:
+        at_hand: gives a version that is loaded.
+        seconds: how long a body may take.
+        headers: those of every answer, see :meth:`renew`.
+        lines: the same as text.
+        answer: a format of bytes for a plain answer: its length, its number, its body.
+        numbers: of the requests whose id is made here.
+
     Args:
         catalog: what is served.
         settings: limits.
         access: what requests are judged by.
-        count: told method and status of every answer.
+        counted: told method and status of every answer.
     """
 
-    def __init__(self, catalog: Catalog, settings: Settings, access: Access | None, count: Callable[[str, int], None]) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, settings: Settings, access: Access | None, counted: Callable[[str, int], None]) -> None:
+        self.at_hand = catalog.at_hand
         self._settings = settings
         self._access = access
-        self._count = count
+        self._counted = counted
         self._heads: dict[bytes, Head] = {}
-        self._common: list[tuple[bytes, bytes]] = []
-        self._lines = b""
+        self._messages: dict[bytes, Message] = {}  # by their whole heads
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.lines = b""
+        self.answer = b""
+        self._series = uuid.uuid4().hex[:16].encode()  # what the ids of this service's requests begin with
+        self.numbers = count(1)  # and what they end with
         self._keys: object = None
         self._fresh_until = 0.0
         self.seconds = settings.request_timeout
@@ -81,31 +104,45 @@ class Shortcut:
             now: on the loop's clock.
         """
         end = data.find(b"\r\n\r\n") + 4
-        length = _LENGTH.search(data, 0, end - 2) if 4 <= end <= _LARGEST_HEAD else None
+        if now >= self._fresh_until:
+            self._refresh(now)
+        return self._messages.get(data[:end]) or self._read(data, end)
+
+    def _read(self, data: bytes, end: int) -> Message | None:
+        """Return the message whose head ends at ``end``, if it is a plain one."""
+        length = _LENGTH.search(data, 0, end - 2) if data.startswith(_BEGINS) and 4 <= end <= _LARGEST_HEAD else None
         if length is None:
             return None
         begin, stop = length.span(1)
         # A parsed head may stand for any that differs in the digits of its one length alone.
         key = data[:begin] + data[stop:end]
-        if now >= self._fresh_until:
-            self._refresh(now)
         head = self._heads.get(key) or self._parse(key, data[:end])
         size = int(length.group(1))
         if head is None or size > head.limit:
             return None
-        served = self._catalog.at_hand(head.model, head.version)
-        return None if served is None else Message(head, served, end, size)
+        message = Message(head, end, end + size, head.model, head.version, head.how.json_bytes)
+        if key in self._heads:
+            if len(self._messages) >= _MOST_MESSAGES:
+                self._messages.clear()
+            self._messages[data[:end]] = message
+        return message
 
-    def common(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """Return the lines of the headers that uvicorn gives all answers; it makes a new list every second."""
-        if headers is not self._common:
-            self._common = headers
-            self._lines = b"".join(b"%s: %s\r\n" % header for header in headers)
-        return self._lines
+    def renew(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Take in the headers that uvicorn gives all answers; it makes a new list every second."""
+        self.headers = headers
+        self.lines = b"".join(b"%s: %s\r\n" % header for header in headers)
+        self.answer = b"%s%s%scontent-length: %%d\r\nx-request-id: %s%%016x\r\n%s%%s" % tuple(
+            part.replace(b"%", b"%%") for part in (STATUS_LINE[200], self.lines, JSON, self._series, NOSNIFF_LINE)
+        )
+
+    def identity(self, head: Head) -> bytes:
+        """Return the id of a request: the caller's where it is fit to be echoed."""
+        given = head.request_id and new_request_id(head.request_id.decode("latin-1")).encode()
+        return given or b"%s%016x" % (self._series, next(self.numbers))
 
     def count(self, status: int) -> None:
         """Take note of an answer."""
-        self._count("POST", status)
+        self._counted("POST", status)
 
     def refused(self, error: Exception, head: Head) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes]:
         """Return status, headers and body of the answer to a request that ended in ``error``."""
@@ -118,6 +155,7 @@ class Shortcut:
         keys = self._access.keys.current() if self._access and self._access.keys else None
         if keys is not self._keys:
             self._heads.clear()
+            self._messages.clear()
             self._keys = keys
 
     def _parse(self, key: bytes, text: bytes) -> Head | None:
@@ -184,10 +222,5 @@ class _Raw:
 def lines(json_bytes: int | None) -> bytes:
     """Return the lines of an answer's head that its framing says."""
     if json_bytes is None:
-        return b"content-type: application/json\r\n"
+        return JSON
     return b"content-type: application/octet-stream\r\n%s: %d\r\n" % (HEADER_LENGTH, json_bytes)
-
-
-def identity(head: Head) -> bytes:
-    """Return the id of a request: the caller's where it is fit to be echoed."""
-    return new_request_id(head.request_id.decode("latin-1") if head.request_id else None).encode()

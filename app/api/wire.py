@@ -8,7 +8,7 @@ import asyncio
 import logging
 from contextvars import Context
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from uvicorn.config import Config
@@ -17,14 +17,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.api.body import compress
-from app.api.guard import NOSNIFF
-from app.api.shortcut import Head, Message, Shortcut, identity, lines
-from app.inference.codec import Encoded
-from app.inference.served import Asked
+from app.api.shortcut import NOSNIFF_LINE, Head, Message, Shortcut, lines
+from app.inference.served import Asked, Served
 from app.observability import request_id, trace_id, trace_of
-
-_BEGINS: Final = b"POST /v2/models/"
-_NOSNIFF: Final = b"%s: %s\r\n\r\n" % NOSNIFF
 
 log = logging.getLogger("app.api")
 
@@ -50,6 +45,7 @@ class Wire(HttpToolsProtocol):
         self._within = False  # uvicorn's parser is in the middle of a message
         self._message: Message | None = None  # the one that is on its way by the short cut
         self._body = bytearray()
+        self._served: Served | None = None  # whom it will be asked once all of it is there
         self._asked: Asked | None = None
         self._task: asyncio.Task[None] | None = None
         self._late: asyncio.TimerHandle | None = None
@@ -72,11 +68,27 @@ class Wire(HttpToolsProtocol):
         super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sent."""
+        """Take what the client sent: decide which way a message goes, or feed on the one that is under way."""
         if self._message is not None or self._later:
             self._hold(data)
+            return
+        message = None
+        if not self._within and (self.cycle is None or self.cycle.response_complete):
+            self._begun = self.loop.time()
+            message = self._shortcut.message(data, self._begun)
+        served = None if message is None else self._shortcut.at_hand(message.model, message.version)
+        if message is None or served is None:
+            super().data_received(data)
+        elif self.flow.write_paused:
+            self._hold(data)
         else:
-            self._take(data)
+            if self.timeout_keep_alive_task is not None:
+                self._unset_keepalive_if_required()
+            self._message = message
+            if len(data) == message.end:
+                self._ask(served, data, message.begin)
+            else:
+                self._begin(message, served, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything: the client has gone."""
@@ -106,28 +118,15 @@ class Wire(HttpToolsProtocol):
 
     # The short cut.
 
-    def _take(self, data: bytes) -> None:
-        """Decide which way a message goes, or feed on the one that is under way."""
-        message = None
-        if not self._within and data.startswith(_BEGINS) and (self.cycle is None or self.cycle.response_complete):
-            if self.flow.write_paused:
-                self._hold(data)
-                return
-            message = self._shortcut.message(data, self.loop.time())
-        if message is None:
-            super().data_received(data)
-            return
-        self._unset_keepalive_if_required()
-        self._message = message
-        self._begun = self.loop.time()
-        end = message.begin + message.length
-        if len(data) >= end:
-            if len(data) > end:
-                self._hold(data[end:])
-            self._ask(message, data[message.begin : end])
+    def _begin(self, message: Message, served: Served, data: bytes) -> None:
+        """Ask with the first message of ``data``, or wait for the rest of it."""
+        if len(data) > message.end:
+            self._hold(data[message.end :])
+            self._ask(served, data[: message.end], message.begin)
         else:
+            self._served = served
             self._body += memoryview(data)[message.begin :]
-            self._late = self.loop.call_later(self._shortcut.seconds, self._give_up, message.head)
+            self._late = self.loop.call_later(self._shortcut.seconds, self._give_up)
 
     def _hold(self, data: bytes) -> None:
         """Keep what cannot be read yet, or is more of the body that is awaited."""
@@ -137,68 +136,90 @@ class Wire(HttpToolsProtocol):
             if len(self._later) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
             return
-        missing = message.length - len(self._body)
+        missing = message.end - message.begin - len(self._body)
         self._body += memoryview(data)[:missing]
         if len(data) > missing:
             self._later += memoryview(data)[missing:]
-        if len(data) >= missing:
+        if len(data) >= missing and self._served is not None:
             self._late.cancel()
             self._late = None
-            body, self._body = bytes(self._body), bytearray()
-            self._ask(message, body)
+            served, body = self._served, bytes(self._body)
+            self._served, self._body = None, bytearray()
+            self._ask(served, body, 0)
 
-    def _give_up(self, head: Head) -> None:
+    def _give_up(self) -> None:
         self._late = None
         sentence = f"The body did not arrive within {self._shortcut.seconds:g} s."
-        self._refuse(head, HTTPException(408, sentence, {"Connection": "close"}))
+        self.refuse(HTTPException(408, sentence, {"Connection": "close"}))
 
-    def _ask(self, message: Message, body: bytes) -> None:
-        """Have the model answer."""
-        head, served, _, _ = message
+    def _ask(self, served: Served, data: bytes, begin: int) -> None:
+        """Have the model answer what the body says, which begins there."""
         try:
-            self._asked = served.ask(self.loop, body, head.how.json_bytes, partial(self._answer, head))
+            self._asked = served.ask(self.loop, self, data, begin, self._going.json_bytes)
         except Exception as error:
-            self._refuse(head, error)
+            self.refuse(error)
 
-    def _answer(self, head: Head, said: Encoded | Exception) -> None:
+    def answer(self, body: bytes, json_bytes: int | None) -> None:
         """Write an answer, from the batcher."""
-        self._asked = None
+        shortcut = self._shortcut
         try:
-            if isinstance(said, Exception):
-                self._refuse(head, said)
-            elif head.how.accepted:
-                self._task = self.loop.create_task(self._compressed(head, said))
+            head = self._going.head
+            if head.how.accepted:
+                self._task = self.loop.create_task(self._compressed(head, body, json_bytes))
+            elif json_bytes is not None or head.request_id or self._closing or log.isEnabledFor(logging.DEBUG):
+                self._write(head, 200, lines(json_bytes), body)
             else:
-                self._write(head, 200, lines(said.json_bytes), said.body)
+                if shortcut.headers is not self.server_state.default_headers:
+                    shortcut.renew(self.server_state.default_headers)
+                self._send(200, shortcut.answer % (len(body), next(shortcut.numbers), body))
         except Exception:  # must not reach the others that shared the run
             log.exception("an answer could not be written")
             self.transport.abort()
 
-    async def _compressed(self, head: Head, said: Encoded) -> None:
-        body, encoding = await compress(said.body, head.how.accepted)
-        more = b"content-encoding: %s\r\nvary: accept-encoding\r\n" % encoding if encoding else b""
-        self._write(head, 200, lines(said.json_bytes) + more, body)
+    def refuse(self, error: Exception) -> None:
+        """Write what went wrong, from the batcher or here."""
+        try:
+            head = self._going.head
+            status, headers, body = self._shortcut.refused(error, head)
+            text = b"".join(b"%s: %s\r\n" % (name, value) for name, value in headers if name != b"content-length")
+            self._closing = self._closing or (b"connection", b"close") in headers
+            self._write(head, status, text, body)
+        except Exception:  # must not reach the others that shared the run
+            log.exception("an answer could not be written")
+            self.transport.abort()
 
-    def _refuse(self, head: Head, error: Exception) -> None:
-        status, headers, body = self._shortcut.refused(error, head)
-        text = b"".join(b"%s: %s\r\n" % (name, value) for name, value in headers if name != b"content-length")
-        self._closing = self._closing or (b"connection", b"close") in headers
-        self._write(head, status, text, body)
+    @property
+    def _going(self) -> Message:
+        """The message that is on its way."""
+        if self._message is None:
+            raise RuntimeError("an answer without a request")
+        return self._message
+
+    async def _compressed(self, head: Head, body: bytes, json_bytes: int | None) -> None:
+        body, encoding = await compress(body, head.how.accepted)
+        more = b"content-encoding: %s\r\nvary: accept-encoding\r\n" % encoding if encoding else b""
+        self._write(head, 200, lines(json_bytes) + more, body)
 
     def _write(self, head: Head, status: int, more: bytes, body: bytes) -> None:
-        """Write an answer and turn to the next message."""
-        self._message = self._asked = self._task = None
-        self.server_state.total_requests += 1
-        self._shortcut.count(status)
-        own = identity(head)
+        """Write an answer of any kind."""
+        own = self._shortcut.identity(head)
         if log.isEnabledFor(logging.DEBUG):
             self._log(head, own.decode(), status)
         close = b"connection: close\r\n" if self._closing and b"connection: close" not in more else b""
-        default = self._shortcut.common(self.server_state.default_headers)
-        self.transport.write(
+        if self._shortcut.headers is not self.server_state.default_headers:
+            self._shortcut.renew(self.server_state.default_headers)
+        self._send(
+            status,
             b"%s%s%s%scontent-length: %d\r\nx-request-id: %s\r\n%s%s"
-            % (STATUS_LINE[status], default, more, close, len(body), own, _NOSNIFF, body)
+            % (STATUS_LINE[status], self._shortcut.lines, more, close, len(body), own, NOSNIFF_LINE, body),
         )
+
+    def _send(self, status: int, answer: bytes) -> None:
+        """Send an answer and turn to the next message."""
+        self._message = self._asked = self._task = None
+        self.server_state.total_requests += 1
+        self._shortcut.count(status)
+        self.transport.write(answer)
         if self._closing:
             self.transport.close()
         elif self._later:
@@ -224,7 +245,7 @@ class Wire(HttpToolsProtocol):
             return
         later, self._later = bytes(self._later), bytearray()
         self.flow.resume_reading()
-        self._take(later)
+        self.data_received(later)
 
     def _ring(self) -> None:
         """Close a connection that was idle for long enough; one alarm serves all of its requests."""

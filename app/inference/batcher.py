@@ -6,69 +6,47 @@ the next batch.
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from app.errors import InvalidRequestError, QueueFullError, UnavailableError
-from app.inference.outputs import Joined, Outputs, Part
+from app.inference.outputs import Joined
 from app.inference.session import Session, Stop
-from app.inference.statistics import Run, Statistics
-from app.inference.tensors import Array, Shape
+from app.inference.statistics import Run as Times
+from app.inference.statistics import Statistics
+from app.inference.tensors import Array
+from app.inference.waiting import Awaited, Inputs, Result, Waiting
 
-Key = tuple[Shape, ...]
+log = logging.getLogger(__name__)
 
-
-class Result(NamedTuple):
-    """Outputs of one request, and the nanoseconds that it waited and ran."""
-
-    outputs: Outputs
-    queue_ns: int
-    run_ns: int
-
-
-class Waiter(Protocol):
-    """Whoever waits for a result; a future of asyncio is one."""
-
-    def done(self) -> bool:
-        """Return whether it was told already, or has gone."""
-        ...
-
-    def set_result(self, result: Result, /) -> None:
-        """Take the result."""
-        ...
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        """Take what went wrong instead."""
-        ...
-
-
-class Waiting:
-    """One request in the queue; times are of the loop's clock, but for the nanoseconds."""
-
-    __slots__ = ("deadline", "future", "inputs", "key", "rows", "since_ns")
-
-    def __init__(self, inputs: dict[str, Array], rows: int, deadline: float, future: Waiter) -> None:
-        self.inputs = inputs
-        self.rows = rows
-        self.deadline = deadline
-        self.future = future
-        self.since_ns = time.perf_counter_ns()
-        self.key: Key = tuple([inputs[name].shape[1:] for name in (inputs if len(inputs) == 1 else sorted(inputs))])
+Run = tuple[Sequence[Waiting], Joined | BaseException]
+Together = Callable[[Sequence[Waiting]], Inputs | None]
 
 
 class Batcher:
     """The queue in front of one session."""
 
-    def __init__(self, session: Session, statistics: Statistics, *, together: bool, max_batch_rows: int, queue_rows: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        statistics: Statistics,
+        *,
+        together: bool,
+        max_batch_rows: int,
+        queue_rows: int,
+        read: Together = lambda _: None,
+    ) -> None:
+        """Args: ``together`` tells whether requests may share a run; ``read`` reads those that were left unread, all at once if it can."""
         self._session = session
         self._statistics = statistics
         self._max_batch_rows = max_batch_rows if together else 0
         self._queue_rows = queue_rows
+        self._read = read
         self._queue: deque[Waiting] = deque()
         self._rows = 0
         self._running: Sequence[Waiting] = ()
@@ -81,6 +59,11 @@ class Batcher:
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         return not self._queue and not self._running
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is under way on the thread."""
+        return bool(self._running)
 
     @property
     def waiting(self) -> int:
@@ -101,33 +84,32 @@ class Batcher:
             InvalidRequestError: the session refuses these inputs.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-        waiting = self.enter(loop, inputs, rows, deadline, future)
+        waiting = Awaited(inputs, rows, deadline, loop.create_future())
+        self.enter(loop, waiting)
         try:
-            return await future
+            return await waiting.future
         except asyncio.CancelledError:
             self.leave(waiting)
             raise
 
-    def enter(self, loop: asyncio.AbstractEventLoop, inputs: dict[str, Array], rows: int, deadline: float, waiter: Waiter) -> Waiting:
-        """Queue a request, of which ``waiter`` will be told; see :meth:`submit`."""
-        if self._queue and self._rows + rows > self._queue_rows:
+    def enter(self, loop: asyncio.AbstractEventLoop, waiting: Waiting) -> None:
+        """Queue a request; see :meth:`submit`."""
+        if self._queue and self._rows + waiting.rows > self._queue_rows:
             raise QueueFullError(f"{self._rows} rows wait already, and at most {self._queue_rows} may; try again in a second.")
-        waiting = Waiting(inputs, rows, deadline, waiter)
         self._queue.append(waiting)
-        self._rows += rows
+        self._rows += waiting.rows
         if self._running:
-            self._wake(loop, deadline)
-        else:
-            self._schedule(loop)
-        return waiting
+            self._wake(loop, waiting.deadline)
+        elif not self._flushing:
+            self._flushing = True
+            loop.call_soon(self._flush, loop)
 
     def leave(self, waiting: Waiting) -> None:
         """Give up the place of a request whose caller has gone; a run that nobody waits for any more is ended."""
         if waiting in self._queue:
             self._queue.remove(waiting)
             self._rows -= waiting.rows
-        elif self._stop and all(one.future.done() for one in self._running):
+        elif self._stop and all(one.gone for one in self._running):
             self._stop()
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -139,14 +121,38 @@ class Batcher:
         """Run one batch; the next one gets its own turn of the loop, so that the sockets are read in between."""
         self._flushing = False
         batch = self._take(loop.time())
-        if not batch:
-            return
-        if not self._session.quick(sum(waiting.rows for waiting in batch)):
-            self._start(loop, batch)
-            return
-        _settle(batch, self._execute(batch))
-        if self._queue:
+        begun = time.perf_counter_ns()
+        batch, inputs = self._ready(batch)
+        if batch:
+            if self._session.quick(sum([waiting.rows for waiting in batch])):
+                self._settle(self._execute(batch, inputs, begun))
+            else:
+                self._start(loop, batch, inputs, begun)
+        if self._queue and not self._running:
             self._schedule(loop)
+
+    def _ready(self, batch: list[Waiting]) -> tuple[list[Waiting], Inputs | None]:
+        """Read what is still to be read, together where that goes. What cannot be read is refused and left out."""
+        if all([waiting.inputs is not None for waiting in batch]):
+            return batch, None
+        if all([waiting.inputs is None for waiting in batch]):
+            try:
+                inputs = self._read(batch)
+            except Exception:  # each alone may yet go well, and nobody must wait for ever
+                log.exception("the requests of one run could not be read together")
+            else:
+                if inputs is not None:
+                    return batch, inputs
+        good: list[Waiting] = []
+        for waiting in batch:
+            try:
+                if waiting.inputs is None:
+                    waiting.read()
+            except Exception as error:
+                waiting.fail(error)
+            else:
+                good.append(waiting)
+        return good, None
 
     def _take(self, now: float) -> list[Waiting]:
         """Remove the next batch from the queue: requests of like shape, up to the limit of rows, none that is late."""
@@ -154,7 +160,7 @@ class Batcher:
         rows = 0
         while self._queue:
             first = self._queue[0]
-            if first.future.done() or first.deadline <= now:
+            if first.gone or first.deadline <= now:
                 _expire(first)
             elif batch and (rows + first.rows > self._max_batch_rows or first.key != batch[0].key):
                 break
@@ -165,22 +171,22 @@ class Batcher:
             self._rows -= first.rows
         return batch
 
-    def _start(self, loop: asyncio.AbstractEventLoop, batch: list[Waiting]) -> None:
+    def _start(self, loop: asyncio.AbstractEventLoop, batch: list[Waiting], inputs: Inputs | None, begun: int) -> None:
         """Run ``batch`` on the thread; its deadlines need a clock, since the queue does not move meanwhile."""
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._running, self._stop = batch, Stop()
 
-        def finish(done: "asyncio.Future[list[Result | Exception]]") -> None:
+        def finish(done: "asyncio.Future[list[Run]]") -> None:
             self._running, self._stop = (), None
             if done.cancelled():
                 return
             error = done.exception()
-            _settle(batch, [error] * len(batch) if error else done.result())
+            self._settle([(batch, error)] if error else done.result())
             if self._queue:
                 self._schedule(loop)
 
         self._wake(loop, min(waiting.deadline for waiting in (*batch, *self._queue)))
-        loop.run_in_executor(self._thread, self._execute, batch, self._stop).add_done_callback(finish)
+        loop.run_in_executor(self._thread, self._execute, batch, inputs, begun, self._stop).add_done_callback(finish)
 
     def _wake(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         """See to it that what is late at ``when`` is told so then."""
@@ -192,61 +198,71 @@ class Batcher:
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
         self._alarm = None
         now = loop.time()
-        pending = [waiting for waiting in (*self._running, *self._queue) if not waiting.future.done()]
+        pending = [waiting for waiting in (*self._running, *self._queue) if not waiting.gone]
         for waiting in pending:
             if waiting.deadline <= now:
                 _expire(waiting)
-        if self._stop and all(waiting.future.done() for waiting in self._running):
+        if self._stop and all(waiting.gone for waiting in self._running):
             self._stop()
-        later = [waiting.deadline for waiting in pending if not waiting.future.done()]
+        later = [waiting.deadline for waiting in pending if not waiting.gone]
         if later:
             self._wake(loop, min(later))
 
-    def _execute(self, batch: Sequence[Waiting], stop: Stop | None = None) -> list[Result | Exception]:
-        """Return a result or an error for each of ``batch``; where the whole is refused, each is tried alone."""
-        start = time.perf_counter_ns()
-        rows = sum(waiting.rows for waiting in batch)
+    def _execute(self, batch: Sequence[Waiting], inputs: Inputs | None, begun: int, stop: Stop | None = None) -> list[Run]:
+        """Return what a run gave, or an error; where the whole is refused, each is tried alone.
+
+        Args:
+            batch: the requests.
+            inputs: of all of them, where they are joined already.
+            begun: when getting them ready began.
+            stop: a way to end the run.
+        """
+        rows = sum([waiting.rows for waiting in batch])
         try:
-            outputs, run = self._run_together(batch, rows, stop)
+            return [(batch, self._run(batch, inputs, rows, begun, stop))]
         except Exception as error:
             if len(batch) == 1:
-                return [error]
-            return [result for waiting in batch for result in self._execute((waiting,), stop)]
-        self._statistics.executed(rows, run)
-        return [Result(part, start - waiting.since_ns, run.infer) for waiting, part in zip(batch, outputs, strict=True)]
-
-    def _run_together(self, batch: Sequence[Waiting], rows: int, stop: Stop | None) -> tuple[list[Outputs], Run]:
-        begun = time.perf_counter_ns()
-        if len(batch) == 1:
-            alone: Outputs = self._session.run(batch[0].inputs, stop)
-            if self._max_batch_rows and all(array.ndim and array.shape[0] == rows for array in alone.values()):
-                alone = Part(Joined(alone), 0, rows)
-            return [alone], Run(0, time.perf_counter_ns() - begun, 0)
-        joined = {name: np.concatenate([waiting.inputs[name] for waiting in batch]) for name in batch[0].inputs}
-        ready = time.perf_counter_ns()
-        outputs = self._session.run(joined, stop)
-        computed = time.perf_counter_ns()
-        if any(not array.ndim or array.shape[0] != rows for array in outputs.values()):
-            raise InvalidRequestError("an output has not one row for each row of the input")
-        shared = Joined(outputs)
-        parts: list[Outputs] = []
+                return [(batch, error)]
+        runs: list[Run] = []
         at = 0
         for waiting in batch:
-            parts.append(Part(shared, at, at + waiting.rows))
+            own = inputs and {name: array[at : at + waiting.rows] for name, array in inputs.items()}
+            runs += self._execute((waiting,), own, time.perf_counter_ns(), stop)
             at += waiting.rows
-        return parts, Run(ready - begun, computed - ready, time.perf_counter_ns() - computed)
+        return runs
+
+    def _run(self, batch: Sequence[Waiting], inputs: Inputs | None, rows: int, begun: int, stop: Stop | None) -> Joined:
+        own = [waiting.inputs for waiting in batch if waiting.inputs is not None]
+        if inputs is None:
+            inputs = own[0] if len(own) == 1 else {name: np.concatenate([one[name] for one in own]) for name in own[0]}
+        ready = time.perf_counter_ns()
+        outputs = self._session.run(inputs, stop)
+        computed = time.perf_counter_ns()
+        divisible = bool(self._max_batch_rows) and all([array.ndim and array.shape[0] == rows for array in outputs.values()])
+        if len(batch) > 1 and not divisible:
+            raise InvalidRequestError("an output has not one row for each row of the input")
+        self._statistics.executed(rows, Times(ready - begun, computed - ready, time.perf_counter_ns() - computed))
+        return Joined(outputs, divisible=divisible, begun_ns=begun, read_ns=ready - begun, run_ns=computed - ready)
+
+    def _settle(self, runs: Sequence[Run]) -> None:
+        """Give everyone what is theirs."""
+        for batch, joined in runs:
+            at = count = since = 0
+            for waiting in batch:
+                end = at + waiting.rows
+                if waiting.gone:  # late, or its caller has gone
+                    pass
+                elif isinstance(joined, BaseException):
+                    waiting.fail(joined)
+                elif waiting.take(joined, at, end):
+                    count += 1
+                    since += waiting.since_ns
+                at = end
+            if count and isinstance(joined, Joined):
+                queue = count * joined.begun_ns - since
+                self._statistics.shared(count, decode=joined.read_ns, queue=queue, run=joined.run_ns, encode=joined.write_ns)
 
 
 def _expire(waiting: Waiting) -> None:
-    if not waiting.future.done():
-        waiting.future.set_exception(UnavailableError("The request waited past its deadline; try again later."))
-
-
-def _settle(batch: Sequence[Waiting], results: Sequence[Result | BaseException]) -> None:
-    for waiting, result in zip(batch, results, strict=True):
-        if waiting.future.done():  # late, or its caller has gone
-            continue
-        if isinstance(result, BaseException):
-            waiting.future.set_exception(result)
-        else:
-            waiting.future.set_result(result)
+    if not waiting.gone:
+        waiting.fail(UnavailableError("The request waited past its deadline; try again later."))

@@ -12,28 +12,47 @@ from app.inference.tensors import FLOATS, WITHOUT_JSON, Array
 Outputs = Mapping[str, Array]
 
 
-class Joined:
-    """Outputs of one run by name."""
-
-    __slots__ = ("_texts", "arrays")
-
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self.arrays = arrays
-        self._texts: dict[str, Texts | None] = {}
-
-    def texts(self, name: str, datatype: str) -> "Texts | None":
-        """Return an output as JSON, None where it cannot be had row by row."""
-        if name not in self._texts:
-            self._texts[name] = _texts(self.arrays[name], datatype)
-        return self._texts[name]
-
-
 class Texts(NamedTuple):
-    """One output as JSON: the sizes of a row, the elements of each row, and what stands before those of a single row."""
+    """One output as JSON: the sizes of a row, and the elements of each row."""
 
     sizes: bytes
     rows: list[bytes]
-    single: bytes
+
+
+class Joined:
+    """Outputs of one run by name.
+
+    Attributes:
+        arrays: all rows.
+        divisible: whether every output has one row for each row of the input.
+        begun_ns: when reading its requests began.
+        read_ns: how long that took.
+        run_ns: how long the model took.
+        rows: whole answers to every single row, written when the first is asked for; by whether the row is out of range.
+        write_ns: how long that took.
+    """
+
+    __slots__ = ("_texts", "arrays", "begun_ns", "divisible", "read_ns", "rows", "run_ns", "write_ns")
+
+    def __init__(self, arrays: Mapping[str, Array], *, divisible: bool, begun_ns: int = 0, read_ns: int = 0, run_ns: int = 0) -> None:
+        self.arrays = arrays
+        self.divisible = divisible
+        self.begun_ns = begun_ns
+        self.read_ns = read_ns
+        self.run_ns = run_ns
+        self.rows: dict[bool, list[bytes] | None] = {}
+        self.write_ns = 0
+        self._texts: dict[str, Texts | None] = {}
+
+    def part(self, begin: int, end: int) -> Outputs:
+        """Return the outputs of one request; all of them where they cannot be parted."""
+        return Part(self, begin, end) if self.divisible else self.arrays
+
+    def texts(self, name: str, datatype: str) -> Texts | None:
+        """Return an output as JSON, None where it cannot be had row by row."""
+        if name not in self._texts:
+            self._texts[name] = _texts(self.arrays[name], datatype) if self.divisible else None
+        return self._texts[name]
 
 
 class Part(Outputs):
@@ -55,24 +74,13 @@ class Part(Outputs):
     def __len__(self) -> int:
         return len(self.joined.arrays)
 
-    def text(self, name: str, datatype: str) -> bytes | None:
-        """Return the rest of an output's JSON object from its shape's elements on, None where it cannot be had so."""
-        texts = self.joined.texts(name, datatype)
-        if texts is None:
-            return None
-        rows = self.end - self.begin
-        if rows == 1:
-            return b"%s%s]}" % (texts.single, texts.rows[self.begin])
-        return b'%d%s],"data":[%s]}' % (rows, texts.sizes, b",".join(texts.rows[self.begin : self.end]))
-
 
 def _texts(array: Array, datatype: str) -> Texts | None:
     if datatype == "BYTES" or datatype in WITHOUT_JSON or not array.size or (datatype in FLOATS and not _finite(array.ravel())):
         return None
     sizes = b"".join(b",%d" % size for size in array.shape[1:])
     flat = np.ascontiguousarray(array).reshape(array.shape[0], -1)
-    rows = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],[")
-    return Texts(sizes, rows, b'1%s],"data":[' % sizes)
+    return Texts(sizes, orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],["))
 
 
 def _finite(flat: Array) -> bool:

@@ -2,14 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
-from app.inference.batcher import Batcher, Result, Waiting
-from app.inference.codec import Codec, Encoded, Request, shares_runs
-from app.inference.outputs import Outputs
+from app.inference.answer import Encoded, named
+from app.inference.batcher import Batcher
+from app.inference.codec import Codec
+from app.inference.flat import Form
+from app.inference.outputs import Joined, Outputs
+from app.inference.request import Request, shares_runs
 from app.inference.session import Session
 from app.inference.statistics import Statistics, Times
+from app.inference.waiting import Inputs, Waiting, key_of
 from app.registry.artifact import Artifact
 from app.settings import Settings
 
@@ -24,52 +29,125 @@ class Response(NamedTuple):
     run_ns: int
 
 
-class Asked:
-    """One request on its way through the batcher, without a coroutine: `answered` is called once, unless it is dropped."""
+class Caller(Protocol):
+    """Whoever asked. Is told once, unless the request is dropped."""
 
-    __slots__ = ("_answered", "_begun", "_decoded", "_served", "gone", "request", "waiting")
+    def answer(self, body: bytes, json_bytes: int | None, /) -> None:
+        """Take an answer, and the size of its JSON part where binary data follow."""
+        ...
 
-    def __init__(self, served: "Served", request: Request, answered: Callable[[Encoded | Exception], None], begun: int) -> None:
+    def refuse(self, error: Exception, /) -> None:
+        """Take what went wrong instead."""
+        ...
+
+
+class Read(NamedTuple):
+    """A request that was read in full, and the nanoseconds that it took."""
+
+    request: Request
+    ns: int
+
+
+class Asked(Waiting):
+    """One request on its way through the batcher, without a coroutine: unread where its form is known.
+
+    Attributes:
+        form, numbers, id: what is unread, where the form is known.
+    """
+
+    __slots__ = ("_begin", "_caller", "_data", "_json_bytes", "_outside", "_read", "_served", "form", "id", "numbers")
+
+    form: Form
+    numbers: bytes
+    id: str | None
+
+    def __init__(self, served: "Served", caller: Caller, data: bytes, begin: int, json_bytes: int | None) -> None:
+        """Args: ``begin`` is where the body begins in ``data``, which was received."""
+        self.since_ns = time.perf_counter_ns()
+        self.told = False
         self._served = served
-        self._answered = answered
-        self._begun = begun
-        self._decoded = time.perf_counter_ns()
-        self.request = request
-        self.gone = False
-        self.waiting: Waiting | None = None
+        self._caller = caller
+        self._data = data
+        self._begin = begin
+        self._json_bytes = json_bytes
+        self._outside = False
+        self._read: Read | None = None
+        found = None if served.running else served.codec.find(data, begin, json_bytes)
+        if found is None:
+            self.read()
+        else:
+            self.form, self.numbers, self.id = found
+            self.inputs = None
+            self.rows = self.form.rows
+            self.key = self.form.key
 
-    def done(self) -> bool:
-        """Return whether nobody waits any more."""
-        return self.gone
+    @property
+    def timeout(self) -> float | None:
+        """How long the caller would wait, in seconds."""
+        return self.form.timeout if self._read is None else self._read.request.timeout
 
-    def set_result(self, result: Result, /) -> None:
-        """Encode the result, count it, and pass it on."""
-        self.gone = True
+    def read(self) -> None:
+        """Read it in full."""
+        begun = time.perf_counter_ns()
+        request = self._served.codec.decode(self._data[self._begin :], self._json_bytes)
+        self.inputs = request.inputs
+        self.rows = request.rows
+        self.key = key_of(request.inputs)
+        self._read = Read(request, time.perf_counter_ns() - begun)
+
+    def take(self, joined: Joined, begin: int, end: int) -> bool:
+        """Encode the result and pass it on."""
+        self.told = True
+        if self._read is None and self.form.plain and end - begin == 1:
+            text = self._served.codec.text(joined, begin, end, outside=self._outside)
+            if text is not None:
+                self._caller.answer(text if self.id is None else named(text, self.id), None)
+                return True
         computed = time.perf_counter_ns()
         try:
-            encoded = self._served.encode(self.request, result.outputs)
+            encoded = self._encode(joined.part(begin, end))
         except Exception as error:
-            self._fail(error)
-            return
-        times = Times(self._decoded - self._begun, result.queue_ns, result.run_ns, time.perf_counter_ns() - computed)
+            self.fail(error)
+            return False
+        decode_ns = joined.read_ns if self._read is None else self._read.ns
+        times = Times(decode_ns, joined.begun_ns - self.since_ns, joined.run_ns, time.perf_counter_ns() - computed)
         self._served.statistics.succeeded(times)
-        self._answered(encoded)
+        self._caller.answer(*encoded)
+        return False
 
-    def set_exception(self, exception: BaseException, /) -> None:
+    def _encode(self, outputs: Outputs) -> Encoded:
+        codec = self._served.codec
+        if self._read is not None:
+            return codec.encode(self._read.request, outputs)
+        form = self.form
+        request = Request({}, self.rows, form.wanted, self.id, None, self._outside, form.plain)
+        return codec.raw(request, outputs, form.heads) if form.raw else codec.encode(request, outputs)
+
+    def fail(self, error: BaseException) -> None:
         """Pass on what went wrong."""
-        self.gone = True
-        self._fail(exception if isinstance(exception, Exception) else RuntimeError(repr(exception)))
-
-    def _fail(self, error: Exception) -> None:
-        self._served.statistics.failed(time.perf_counter_ns() - self._begun)
-        self._answered(error)
+        self.told = True
+        self._served.statistics.failed(time.perf_counter_ns() - self.since_ns)
+        self._caller.refuse(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
     def drop(self) -> None:
         """Have nothing more to do with it: the caller has gone."""
-        if not self.gone and self.waiting is not None:
-            self.gone = True
-            self._served.statistics.failed(time.perf_counter_ns() - self._begun)
-            self._served.leave(self.waiting)
+        if not self.gone:
+            self.told = True
+            self._served.statistics.failed(time.perf_counter_ns() - self.since_ns)
+            self._served.leave(self)
+
+    @staticmethod
+    def together(codec: Codec, batch: Sequence[Waiting]) -> Inputs | None:
+        """Return the inputs of requests that are all unread, None where one has to be looked at alone."""
+        asked = cast(Sequence[Asked], batch)  # of all that wait, they alone come unread
+        found = codec.together(asked)
+        if found is None:
+            return None
+        array, flags = found
+        if True in flags:
+            for one, outside in zip(asked, flags, strict=True):
+                one._outside = outside
+        return {asked[0].form.tensor.name: array}
 
 
 class Served:
@@ -81,6 +159,7 @@ class Served:
         batched: whether its requests share runs.
         max_batch_rows: of how many rows at most.
         statistics: what it has done since the process started.
+        codec: reads its requests and writes its answers.
     """
 
     def __init__(self, name: str, version: str, artifact: Artifact, settings: Settings, statistics: Statistics) -> None:
@@ -96,19 +175,25 @@ class Served:
         self.batched = shares_runs(artifact.manifest.signature)
         self._quick = session.quick(1)
         self._timeout = settings.request_timeout
-        self._codec = Codec(name, version, artifact.manifest, max_rows=settings.queue_rows)
+        self.codec = Codec(name, version, artifact.manifest, max_rows=settings.queue_rows)
         self._batcher = Batcher(
             session,
             statistics,
             together=self.batched,
             max_batch_rows=settings.max_batch_rows,
             queue_rows=settings.queue_rows,
+            read=partial(Asked.together, self.codec),
         )
 
     @property
     def idle(self) -> bool:
         """Whether no request waits or runs."""
         return self._batcher.idle
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is under way on the thread, so that nothing is gained by reading requests later."""
+        return self._batcher.running
 
     @property
     def waiting(self) -> int:
@@ -120,31 +205,21 @@ class Served:
         """Whether a run of one row is so short that nobody need ask meanwhile if its caller is still there."""
         return self._quick
 
-    def decode(self, body: bytes, json_bytes: int | None = None) -> Request:
-        """Return the request in ``body``; see :meth:`Codec.decode`."""
-        return self._codec.decode(body, json_bytes)
-
-    def encode(self, request: Request, outputs: Outputs) -> Encoded:
-        """Return the answer to ``request``; see :meth:`Codec.encode`."""
-        return self._codec.encode(request, outputs)
-
     def leave(self, waiting: Waiting) -> None:
         """Give up the place of a request; see :meth:`Batcher.leave`."""
         self._batcher.leave(waiting)
 
-    def ask(
-        self, loop: asyncio.AbstractEventLoop, body: bytes, json_bytes: int | None, answered: Callable[[Encoded | Exception], None]
-    ) -> Asked:
-        """Begin what :meth:`answer` does, and have ``answered`` called from a later turn of the loop.
+    def ask(self, loop: asyncio.AbstractEventLoop, caller: Caller, data: bytes, begin: int = 0, json_bytes: int | None = None) -> Asked:
+        """Begin what :meth:`answer` does for the body that ``data`` holds from ``begin`` on; ``caller`` is told in a later turn.
 
-        Raises what :meth:`decode` raises, and QueueFullError.
+        Raises what :meth:`Codec.decode` raises, and QueueFullError; or the caller is told that.
         """
         begun = time.perf_counter_ns()
         try:
-            request = self._codec.decode(body, json_bytes)
-            asked = Asked(self, request, answered, begun)
-            limit = self._timeout if request.timeout is None else min(self._timeout, request.timeout)
-            asked.waiting = self._batcher.enter(loop, request.inputs, request.rows, loop.time() + limit, asked)
+            asked = Asked(self, caller, data, begin, json_bytes)
+            limit = asked.timeout
+            asked.deadline = loop.time() + (self._timeout if limit is None else min(self._timeout, limit))
+            self._batcher.enter(loop, asked)
         except BaseException:
             self.statistics.failed(time.perf_counter_ns() - begun)
             raise
@@ -163,11 +238,11 @@ class Served:
 
     async def answer(self, body: bytes, json_bytes: int | None = None) -> tuple[Encoded, int]:
         """Do all of one request, bytes to bytes, and count it; returns the answer and its rows."""
-        return await self._counted(lambda: self._codec.decode(body, json_bytes), self._codec.encode)
+        return await self._counted(lambda: self.codec.decode(body, json_bytes), self.codec.encode)
 
     async def answer_document(self, document: dict[str, Any], raw: memoryview | None) -> tuple[dict[str, Any], list[bytes]]:
         """Do all of one request that comes as an object and the binary data of its inputs; the answer goes the same way."""
-        answer, _ = await self._counted(lambda: self._codec.read(document, raw), self._codec.write)
+        answer, _ = await self._counted(lambda: self.codec.read(document, raw), self.codec.write)
         return answer
 
     async def _counted(self, decode: Callable[[], Request], encode: Callable[[Request, Outputs], AnswerT]) -> tuple[AnswerT, int]:

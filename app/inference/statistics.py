@@ -118,6 +118,22 @@ class Statistics:
         self.encode.ns += encode
         self.last_inference_ms = time.time_ns() // 1_000_000
 
+    def shared(self, count: int, *, decode: int, queue: int, run: int, encode: int) -> None:
+        """Count requests that were answered from one run.
+
+        Args:
+            count: how many.
+            decode: nanoseconds that each of them was read in, with the others.
+            queue: nanoseconds that they waited, altogether.
+            run: nanoseconds that the model took.
+            encode: nanoseconds that each of their answers was written in, with the others.
+        """
+        self.success.add(queue + count * (decode + run + encode), count)
+        self.queue.add(queue, count)
+        for tally, ns in ((self.decode, decode), (self.run, run), (self.encode, encode)):
+            tally.add(count * ns, count)
+        self.last_inference_ms = time.time_ns() // 1_000_000
+
     def failed(self, ns: int) -> None:
         """Count one request that was refused or failed."""
         self.fail.add(ns)
