@@ -3,16 +3,14 @@
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
-from app.db import jobs, models, reading, version_files, versions
-from app.errors import ConflictError, CorruptError, InvalidRequestError, NotFoundError
-from app.registry import live
-from app.registry.artifact import Artifact
-from app.registry.blobs import Blobs
-from export.bundle import MODEL, BundleError, Manifest, digest, parse
+from app.db import jobs, models, version_files, versions
+from app.errors import ConflictError, InvalidRequestError
+from app.registry import aliases, live
+from app.registry.contents import Contents
+from export.bundle import Manifest, digest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 OPEN_STATES = ("validating_files", "queued", "running")
@@ -20,15 +18,8 @@ OPEN_STATES = ("validating_files", "queued", "running")
 Within = Callable[[Connection, str], None]
 
 
-class Registry:
-    """The models of a workspace. Safe to share between threads and processes: the truth is in the database.
-
-    It is the ``Source`` of the inference catalog.
-    """
-
-    def __init__(self, database: Engine, blobs: Blobs) -> None:
-        self.database = database
-        self.blobs = blobs
+class Registry(Contents):
+    """The models of a workspace, to be read and changed; each change is one transaction."""
 
     def publish(
         self,
@@ -69,77 +60,6 @@ class Registry:
                 within(connection, version)
         return version
 
-    def models(self) -> list[str]:
-        """Return the names of all models, sorted."""
-        with reading(self.database) as connection:
-            return list(connection.scalars(select(models.c.name).order_by(models.c.name)))
-
-    def versions(self, model: str) -> list[str]:
-        """Return the versions of ``model``, oldest first.
-
-        Raises:
-            NotFoundError: there is no such model.
-        """
-        with reading(self.database) as connection:
-            live.known(connection, model)
-            query = select(versions.c.version).where(versions.c.model == model).order_by(versions.c.version)
-            return [str(version) for version in connection.scalars(query)]
-
-    def live(self, model: str) -> str | None:
-        """Return the live version of ``model``, or None where none was promoted yet.
-
-        Raises:
-            NotFoundError: there is no such model.
-        """
-        with reading(self.database) as connection:
-            return live.text(live.known(connection, model).live)
-
-    def live_versions(self) -> dict[str, str | None]:
-        """Return the live version of every model, in one look."""
-        with reading(self.database) as connection:
-            return {row.name: live.text(row.live) for row in connection.execute(select(models).order_by(models.c.name))}
-
-    def manifest(self, model: str, version: str) -> Manifest:
-        """Return the manifest of a version, its sha256 checked.
-
-        Raises:
-            NotFoundError: there is no such model or version.
-            CorruptError: the stored text is not the one that was published.
-        """
-        with reading(self.database) as connection:
-            return _manifest(live.find(connection, model, version))
-
-    def file(self, model: str, version: str, name: str) -> bytes:
-        """Return a file of a version's bundle, its sha256 checked against the manifest.
-
-        Raises:
-            NotFoundError: there is no such version, or its bundle has no such file.
-            CorruptError: the stored bytes have changed.
-        """
-        return self._content(self.manifest(model, version), model, version, name)
-
-    def files(self, model: str, version: str) -> dict[str, bytes]:
-        """Return every file of a version's bundle, checked like :meth:`file`."""
-        manifest = self.manifest(model, version)
-        return {name: self._content(manifest, model, version, name) for name in manifest.files}
-
-    def artifact(self, model: str, version: str) -> Artifact:
-        """Return what serving needs of a version.
-
-        Raises:
-            NotFoundError: there is no such model or version.
-            CorruptError: a stored file is missing or has changed.
-        """
-        manifest = self.manifest(model, version)
-        return Artifact(manifest, self._content(manifest, model, version, MODEL))
-
-    def describe(self, model: str, *, manifests: bool = False) -> list[dict[str, Any]]:
-        """Return one line about each version of ``model``, oldest first, with its whole manifest if that is wanted."""
-        with reading(self.database) as connection:
-            live.known(connection, model)
-            rows = connection.execute(select(versions).where(versions.c.model == model).order_by(versions.c.version)).all()
-        return [_line(row, manifests=manifests) for row in rows]
-
     def promote(self, model: str, version: str, *, why: str, who: str) -> str | None:
         """Make ``version`` the live one and return the one that was; promoting the live version again changes nothing.
 
@@ -171,38 +91,40 @@ class Registry:
             live.move(connection, model, target, what="rollback", why="rollback", who=who)
         return target, until_now
 
-    def previous(self, model: str) -> str:
-        """Return the version that :meth:`rollback` would make live.
+    def set_alias(self, model: str, alias: str, version: str, *, who: str) -> str | None:
+        """Point ``model@alias`` at ``version``, and return the version that it pointed at before.
 
         Raises:
-            NotFoundError: there is no such model.
-            ConflictError: no other version was live before.
+            NotFoundError: there is no such model or version.
+            InvalidRequestError: ``alias`` is no name that an alias may have.
         """
-        with reading(self.database) as connection:
-            return live.previous(connection, model)
+        with self.database.begin() as connection:
+            return aliases.point(connection, model, alias, version, who=who)
 
-    def history(self, model: str) -> list[dict[str, Any]]:
-        """Return who made what live when and why, oldest first."""
-        with reading(self.database) as connection:
-            live.known(connection, model)
-            rows = live.moves(connection, model)
-        return [
-            {"at": row.at, "what": row.what, "who": row.who, "why": row.why, "from": live.text(row.before), "to": str(row.after)}
-            for row in rows
-        ]
+    def remove_alias(self, model: str, alias: str) -> str:
+        """Forget ``model@alias``, and return the version that it pointed at.
+
+        Raises:
+            NotFoundError: there is no such model or alias.
+        """
+        with self.database.begin() as connection:
+            return aliases.remove(connection, model, alias)
 
     def delete(self, model: str, version: str) -> None:
         """Remove a version for good; its number is not used again.
 
         Raises:
             NotFoundError: there is no such model or version.
-            ConflictError: it is live, another version was trained from it, or a job is about to be.
+            ConflictError: it is live or has an alias, another version was trained from it, or a job is about to be.
         """
         name = f"{model}:{version}"
         with self.database.begin() as connection:
             row = live.find(connection, model, version)
             if live.known(connection, model).live == row.version:
                 raise ConflictError(f"{name} is live: promote another version first")
+            named = aliases.names_of(connection, model, row.version)
+            if named:
+                raise ConflictError(f"{name} is {model}@{named[0]}: move that alias to another version first, or remove it")
             child = connection.execute(select(versions.c.model, versions.c.version).where(versions.c.parent == name)).first()
             if child is not None:
                 raise ConflictError(f"{name} is the parent of {child.model}:{child.version}: it is kept as its origin")
@@ -233,14 +155,6 @@ class Registry:
         connection.execute(insert(version_files), rows)
         return str(number)
 
-    def _content(self, manifest: Manifest, model: str, version: str, name: str) -> bytes:
-        if name not in manifest.files:
-            raise NotFoundError(f"{model}:{version} has no file {name!r}; it has {', '.join(sorted(manifest.files))}")
-        try:
-            return self.blobs.get(manifest.files[name])
-        except (NotFoundError, CorruptError) as error:
-            raise CorruptError(f"{name} of {model}:{version} cannot be read: {error}") from None
-
 
 def check_name(model: str) -> None:
     """Raise InvalidRequestError unless ``model`` is a name that a model may have."""
@@ -254,29 +168,3 @@ def _version_of_job(connection: Connection, model: str, job: str | None) -> str 
     if job is None:
         return None
     return live.text(connection.scalar(select(versions.c.version).where(versions.c.job == job, versions.c.model == model)))
-
-
-def _manifest(row: Row[Any]) -> Manifest:
-    name = f"{row.model}:{row.version}"
-    if digest(row.manifest.encode()) != row.manifest_digest:
-        raise CorruptError(f"the manifest of {name} has changed since it was published")
-    try:
-        return parse(row.manifest)
-    except BundleError as error:
-        raise CorruptError(f"the manifest of {name} cannot be read: {error}") from None
-
-
-def _line(row: Row[Any], *, manifests: bool) -> dict[str, Any]:
-    known = {"version": str(row.version), "created": row.created, "parent": row.parent, "job": row.job}
-    try:
-        manifest = _manifest(row)
-    except CorruptError as error:
-        return {**known, "corrupt": str(error)}
-    return {
-        **known,
-        "model_digest": manifest.model_digest,
-        "gradient_mode": manifest.gradient_mode,
-        "lipschitz_bound": manifest.lipschitz.bound,
-        "metrics": manifest.training.metrics if manifest.training else {},
-        **({"manifest": manifest.model_dump(mode="json")} if manifests else {}),
-    }

@@ -1,0 +1,162 @@
+"""What the registry holds, for whoever only looks: models, versions, what is live, aliases, and the files of a bundle."""
+
+from typing import Any
+
+from sqlalchemy import Engine, Row, select
+
+from app.db import models, reading, versions
+from app.errors import CorruptError, NotFoundError
+from app.registry import aliases, live
+from app.registry.artifact import Artifact
+from app.registry.blobs import Blobs
+from export.bundle import MODEL, BundleError, Manifest, digest, parse
+
+
+class Contents:
+    """The models of a workspace, to be read. Safe to share between threads and processes: the truth is in the database.
+
+    It is the ``Source`` of the inference catalog.
+    """
+
+    def __init__(self, database: Engine, blobs: Blobs) -> None:
+        self.database = database
+        self.blobs = blobs
+
+    def models(self) -> list[str]:
+        """Return the names of all models, sorted."""
+        with reading(self.database) as connection:
+            return list(connection.scalars(select(models.c.name).order_by(models.c.name)))
+
+    def versions(self, model: str) -> list[str]:
+        """Return the versions of ``model``, oldest first.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        with reading(self.database) as connection:
+            live.known(connection, model)
+            query = select(versions.c.version).where(versions.c.model == model).order_by(versions.c.version)
+            return [str(version) for version in connection.scalars(query)]
+
+    def live(self, model: str) -> str | None:
+        """Return the live version of ``model``, or None where none was promoted yet.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        with reading(self.database) as connection:
+            return live.text(live.known(connection, model).live)
+
+    def live_versions(self) -> dict[str, str | None]:
+        """Return the live version of every model, in one look."""
+        with reading(self.database) as connection:
+            return {row.name: live.text(row.live) for row in connection.execute(select(models).order_by(models.c.name))}
+
+    def manifest(self, model: str, version: str) -> Manifest:
+        """Return the manifest of a version, its sha256 checked.
+
+        Raises:
+            NotFoundError: there is no such model or version.
+            CorruptError: the stored text is not the one that was published.
+        """
+        with reading(self.database) as connection:
+            return _manifest(live.find(connection, model, version))
+
+    def file(self, model: str, version: str, name: str) -> bytes:
+        """Return a file of a version's bundle, its sha256 checked against the manifest.
+
+        Raises:
+            NotFoundError: there is no such version, or its bundle has no such file.
+            CorruptError: the stored bytes have changed.
+        """
+        return self._content(self.manifest(model, version), model, version, name)
+
+    def files(self, model: str, version: str) -> dict[str, bytes]:
+        """Return every file of a version's bundle, checked like :meth:`file`."""
+        manifest = self.manifest(model, version)
+        return {name: self._content(manifest, model, version, name) for name in manifest.files}
+
+    def artifact(self, model: str, version: str) -> Artifact:
+        """Return what serving needs of a version.
+
+        Raises:
+            NotFoundError: there is no such model or version.
+            CorruptError: a stored file is missing or has changed.
+        """
+        manifest = self.manifest(model, version)
+        return Artifact(manifest, self._content(manifest, model, version, MODEL))
+
+    def describe(self, model: str, *, manifests: bool = False) -> list[dict[str, Any]]:
+        """Return one line about each version of ``model``, oldest first, with its whole manifest if that is wanted."""
+        with reading(self.database) as connection:
+            live.known(connection, model)
+            rows = connection.execute(select(versions).where(versions.c.model == model).order_by(versions.c.version)).all()
+        return [_line(row, manifests=manifests) for row in rows]
+
+    def previous(self, model: str) -> str:
+        """Return the version that :meth:`rollback` would make live.
+
+        Raises:
+            NotFoundError: there is no such model.
+            ConflictError: no other version was live before.
+        """
+        with reading(self.database) as connection:
+            return live.previous(connection, model)
+
+    def history(self, model: str) -> list[dict[str, Any]]:
+        """Return who made what live when and why, oldest first."""
+        with reading(self.database) as connection:
+            live.known(connection, model)
+            rows = live.moves(connection, model)
+        return [
+            {"at": row.at, "what": row.what, "who": row.who, "why": row.why, "from": live.text(row.before), "to": str(row.after)}
+            for row in rows
+        ]
+
+    def aliases(self) -> dict[str, dict[str, str]]:
+        """Return the version of every alias by model, in one look."""
+        with reading(self.database) as connection:
+            return aliases.everywhere(connection)
+
+    def resolve(self, name: str) -> tuple[str, str | None]:
+        """Return the model and version that ``name`` means: ``model@alias``, ``model:version``, or ``model`` for its live version.
+
+        Raises:
+            NotFoundError: there is no such model, version or alias.
+        """
+        with reading(self.database) as connection:
+            return aliases.resolve(connection, name)
+
+    def _content(self, manifest: Manifest, model: str, version: str, name: str) -> bytes:
+        if name not in manifest.files:
+            raise NotFoundError(f"{model}:{version} has no file {name!r}; it has {', '.join(sorted(manifest.files))}")
+        try:
+            return self.blobs.get(manifest.files[name])
+        except (NotFoundError, CorruptError) as error:
+            raise CorruptError(f"{name} of {model}:{version} cannot be read: {error}") from None
+
+
+def _manifest(row: Row[Any]) -> Manifest:
+    name = f"{row.model}:{row.version}"
+    if digest(row.manifest.encode()) != row.manifest_digest:
+        raise CorruptError(f"the manifest of {name} has changed since it was published")
+    try:
+        return parse(row.manifest)
+    except BundleError as error:
+        raise CorruptError(f"the manifest of {name} cannot be read: {error}") from None
+
+
+def _line(row: Row[Any], *, manifests: bool) -> dict[str, Any]:
+    known = {"version": str(row.version), "created": row.created, "parent": row.parent, "job": row.job}
+    try:
+        manifest = _manifest(row)
+    except CorruptError as error:
+        return {**known, "corrupt": str(error)}
+    return {
+        **known,
+        "model_digest": manifest.model_digest,
+        "gradient_mode": manifest.gradient_mode,
+        "lipschitz_bound": manifest.lipschitz.bound,
+        "metrics": manifest.training.metrics if manifest.training else {},
+        **({"manifest": manifest.model_dump(mode="json")} if manifests else {}),
+    }
