@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -174,7 +175,6 @@ class Machine:
         self.folder, self.scratch, self.data = folder, scratch, data
         self._started: list[Process] = []
         self._faults = 0
-        self.wrapped: list[str] = []
         self.environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE / "place"), str(ROOT)]),
@@ -196,14 +196,14 @@ class Machine:
         spent = Path(fault["spent"])
         return int(spent.read_text() or "0") or None if spent.exists() else None
 
-    def serve(self, *faults: dict[str, Any], arguments: Sequence[str] = (), **settings: str) -> Service:
-        command = [*self.wrapped, sys.executable, "-m", "app.cli", "serve", "--port", "0", *arguments]
-        service = Service(*self._begin(command, faults, settings))
+    def serve(self, *faults: dict[str, Any], environment: Mapping[str, str] = MappingProxyType({}), **settings: str) -> Service:
+        command = [sys.executable, "-m", "app.cli", "serve", "--port", "0"]
+        service = Service(*self._begin(command, faults, settings, environment))
         self._started.append(service)
         return service.listens()
 
     def start(self, *arguments: str, faults: Sequence[dict[str, Any]] = (), **settings: str) -> Process:
-        process = Process(*self._begin([*self.wrapped, sys.executable, "-m", *arguments], faults, settings))
+        process = Process(*self._begin([sys.executable, "-m", *arguments], faults, settings))
         self._started.append(process)
         return process
 
@@ -264,10 +264,16 @@ class Machine:
         for process in self._started:
             process.process.wait()
 
-    def _begin(self, command: Sequence[str], faults: Sequence[dict[str, Any]], settings: dict[str, str]) -> tuple[Any, ...]:
+    def _begin(
+        self,
+        command: Sequence[str],
+        faults: Sequence[dict[str, Any]],
+        settings: Mapping[str, str],
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[Any, ...]:
         more = {f"SPECNORM_{name.upper()}": value for name, value in settings.items()}
-        environment = {**self.environment, **more, "FAULTS": json.dumps(list(faults))}
-        return command, environment, self.scratch / f"log{len(self._started)}", self.scratch
+        whole = {**self.environment, **environment, **more, "FAULTS": json.dumps(list(faults))}
+        return command, whole, self.scratch / f"log{len(self._started)}", self.scratch
 
 
 def _read(pid: int, name: str) -> bytes:
