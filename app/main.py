@@ -30,9 +30,9 @@ from app.jobs.store import Jobs
 from app.jobs.watch import Watch
 from app.link import Answer
 from app.observability import Metrics
-from app.registry.collect import collect
 from app.registry.files import Files
 from app.registry.registry import Registry
+from app.registry.retention import Retention
 from app.registry.workspace import open_registry
 from app.security import Access, access
 from app.settings import Settings
@@ -106,7 +106,7 @@ def create_service(settings: Settings, siblings: Siblings | None = None) -> Serv
     page.add(lambda: metrics.live(catalog))
     page.add(lambda: metrics.stored(database), whole=True)
     api.router.routes.append(metrics.route(page, siblings.totals))
-    return Service(guard, protocol(Shortcut(catalog, settings, judged_by, guard.count)))
+    return Service(guard, protocol(Shortcut(catalog, settings, judged_by, guard.answers)))
 
 
 def _answers(catalog: Catalog) -> dict[str, Answer]:
@@ -195,14 +195,23 @@ def _api(settings: Settings, judged_by: Access, registry: Registry, lifespan: Li
 def _tasks(settings: Settings, registry: Registry, catalog: Catalog) -> Iterator[asyncio.Task[None]]:
     """Start what runs beside the requests."""
     yield asyncio.create_task(follow(registry, catalog))
-    yield asyncio.create_task(_tidy(registry))
+    yield asyncio.create_task(_tidy(settings, registry, catalog))
     if settings.worker == "local":
         yield asyncio.create_task(work(settings, registry))
 
 
-async def _tidy(registry: Registry) -> None:
-    """Free what a crash left behind."""
-    await asyncio.to_thread(collect, registry.database, registry.blobs)
+async def _tidy(settings: Settings, registry: Registry, catalog: Catalog) -> None:
+    """Remove the versions that are kept no longer, and free what no row names, now and again and again."""
+    retention = Retention(settings.keep_versions, settings.keep_days * 24 * 3600.0)
+    while True:
+        try:
+            for model, version in await asyncio.to_thread(retention.apply, registry):
+                log.info("%s version %s is kept no longer", model, version)
+                await catalog.forget(model, version)
+            await asyncio.to_thread(registry.blobs.sweep)
+        except (SpecnormError, OSError) as error:
+            log.error("tidying is held up: %s", error)
+        await asyncio.sleep(settings.tidy_seconds)
 
 
 @contextmanager
@@ -225,8 +234,9 @@ async def follow(registry: Registry, catalog: Catalog) -> None:
     while True:
         await asyncio.sleep(FOLLOW_SECONDS)
         with suppress(SpecnormError):  # the database is busy or gone: what is loaded goes on serving
+            behind = catalog.problems()
             for model, version in (await asyncio.to_thread(registry.live_versions)).items():
-                settled = version is None or catalog.live_version(model) == version or model in catalog.unloaded
+                settled = (catalog.live_version(model) == version and model not in behind) or model in catalog.unloaded
                 if version is None or settled or retry.get((model, version), 0.0) > now():
                     continue
                 retry[model, version] = now() + RETRY_SECONDS

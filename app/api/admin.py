@@ -15,8 +15,9 @@ from app.api.imports import Imports
 from app.api.promotion import Promotion
 from app.errors import InvalidRequestError
 from app.jobs.watch import News, Watch
-from app.registry.blobs import CHUNK, Blobs
 from app.registry.registry import Registry
+from app.registry.shelf import Shelf, Stored
+from app.registry.store import CHUNK
 from export.bundle import Manifest
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -25,19 +26,22 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 def router(registry: Registry, promotion: Promotion, imports: Imports, watch: Watch) -> APIRouter:
     """Return the routes of the registry, of imports, and of a job's live events."""
     routes = APIRouter(prefix="/admin", tags=["admin"])
-    _add_reading(routes, registry)
+    _add_reading(routes, registry, promotion)
     _add_promotion(routes, promotion)
     _add_imports(routes, imports)
     _add_events(routes, watch)
     return routes
 
 
-def _add_reading(routes: APIRouter, registry: Registry) -> None:
+def _add_reading(routes: APIRouter, registry: Registry, promotion: Promotion) -> None:
     @routes.get("/models")
     def list_models() -> list[dict[str, Any]]:
-        """List the models, with their versions and the one that is live."""
+        """List the models, with their versions and the one that is live; ``problem``: why that one is not served."""
+        problems = promotion.problems()
         return [
-            {"name": name, "live_version": live, "versions": registry.versions(name)} for name, live in registry.live_versions().items()
+            {"name": name, "live_version": live, "versions": registry.versions(name)}
+            | ({"problem": problems[name]} if name in problems else {})
+            for name, live in registry.live_versions().items()
         ]
 
     @routes.get("/models/{name}/versions")
@@ -113,9 +117,9 @@ def _add_imports(routes: APIRouter, imports: Imports) -> None:
         return imports.admissions.get(import_id)
 
 
-def _stored(blobs: Blobs, uploads: list[UploadFile]) -> dict[str, str]:
-    """Store the uploads and return their sha256 by name."""
-    stored: dict[str, str] = {}
+def _stored(blobs: Shelf, uploads: list[UploadFile]) -> dict[str, Stored]:
+    """Store the uploads and return them by name."""
+    stored: dict[str, Stored] = {}
     for upload in uploads:
         name = upload.filename or ""
         if not _PLAIN.fullmatch(name) or name in stored:

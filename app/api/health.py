@@ -9,8 +9,8 @@ def live() -> dict[str, bool]:
     return {"live": True}
 
 
-def ready(catalog: Catalog) -> dict[str, bool]:
-    """Return the answer when every model that has a live version serves it.
+def ready(catalog: Catalog) -> dict[str, bool | dict[str, str]]:
+    """Return the answer when every model that has a live version serves it, or the one before, which ``problems`` then tells of.
 
     The protocol's text names the key ``live`` and KServe's client reads ``ready``, so both are there.
 
@@ -19,4 +19,5 @@ def ready(catalog: Catalog) -> dict[str, bool]:
     """
     if not catalog.ready:
         raise UnavailableError("Not every model is ready: see POST /v2/repository/index.")
-    return {"live": True, "ready": True}
+    problems = catalog.problems()
+    return {"live": True, "ready": True} | ({"problems": problems} if problems else {})

@@ -22,6 +22,10 @@ class Promotion:
         self._siblings = siblings
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
+    def problems(self) -> dict[str, str]:
+        """Return, by model, why the version that answers here is not the live one."""
+        return self._catalog.problems()
+
     async def promote(self, name: str, version: str, *, who: str, why: str = "asked for") -> dict[str, Any]:
         """Make a version live; it is loaded beside the old one, so no request fails."""
         async with self._turns[name]:

@@ -186,7 +186,8 @@ class InferApp:
     async def _metadata(self, call: Call) -> Reply:
         served = await self._catalog.get(call.model, call.version)
         versions = await self._catalog.versions(call.model)
-        return _json(describe.metadata(served, versions if call.version is None else [served.version]))
+        versions = versions if call.version is None else [served.version]
+        return _json(describe.metadata(served, versions, self._catalog.problems().get(served.name)))
 
     async def _model_ready(self, call: Call) -> Reply:
         served = await self._catalog.get(call.model, call.version)

@@ -4,10 +4,13 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, defaultdict
-from typing import Final, Literal, NamedTuple, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 from app.errors import ConflictError, CorruptError, SpecnormError, UnavailableError
 from app.inference.served import Response, Served
+from app.inference.source import Source, State
 from app.inference.statistics import Statistics
 from app.registry.artifact import Artifact
 from app.settings import Settings
@@ -19,35 +22,6 @@ Key = tuple[str, str]
 _DRAIN_POLL: Final = 0.01
 
 log = logging.getLogger(__name__)
-
-
-class Source(Protocol):
-    """Where versions come from. Every method blocks, and is called on a thread."""
-
-    def models(self) -> list[str]:
-        """Return the names of all models."""
-        ...
-
-    def versions(self, model: str) -> list[str]:
-        """Return the versions of ``model``; NotFoundError where it is unknown."""
-        ...
-
-    def live(self, model: str) -> str | None:
-        """Return the promoted version of ``model``."""
-        ...
-
-    def artifact(self, model: str, version: str) -> Artifact:
-        """Return a version; NotFoundError, or CorruptError where its bytes are not those recorded."""
-        ...
-
-
-class State(NamedTuple):
-    """What the repository index says of one version."""
-
-    model: str
-    version: str
-    state: Literal["READY", "UNAVAILABLE", "LOADING"]
-    reason: str = ""
 
 
 class Catalog:
@@ -64,6 +38,7 @@ class Catalog:
         self._statistics: dict[Key, Statistics] = {}
         self._wanted: set[str] = set()
         self._unloaded: set[str] = set()
+        self._behind: dict[str, str] = {}
         self._started = False
 
     @property
@@ -72,19 +47,43 @@ class Catalog:
         return self._started and self._wanted <= self._live.keys()
 
     async def start(self) -> None:
-        """Load the live version of every model; one that cannot be loaded is logged and not ready, the others serve."""
+        """Load the live version of every model, or the one before; where neither can be, the model is not ready, and the others serve."""
         for model in await asyncio.to_thread(self._source.models):
             version = await asyncio.to_thread(self._source.live, model)
             if version is None:
                 continue
             self._wanted.add(model)
-            try:
-                await self.go_live(model, version)
-            except SpecnormError as error:
-                log.error("%s version %s is not served: %s", model, version, error)
-            except Exception:  # what goes wrong with one model must not keep the others from serving
-                log.exception("%s version %s is not served", model, version)
+            if not await self._serves(model, version):
+                await self._stand_in(model, version)
         self._started = True
+
+    async def _serves(self, model: str, version: str) -> bool:
+        """Make a version live; return whether that was possible."""
+        try:
+            await self.go_live(model, version)
+        except SpecnormError as error:
+            log.error("%s version %s is not served: %s", model, version, error)
+        except Exception:  # what goes wrong with one model must not keep the others from serving
+            log.exception("%s version %s is not served", model, version)
+        return self.live_version(model) == version
+
+    async def _stand_in(self, model: str, version: str) -> None:
+        """Serve what was live before ``version``, which cannot be served, until that can be or another one is promoted."""
+        try:
+            former = await asyncio.to_thread(self._source.previous, model)
+        except SpecnormError:
+            return
+        if await self._serves(model, former):
+            self._behind[model] = version
+            log.error("%s version %s is served in its place", model, former)
+
+    def problems(self) -> dict[str, str]:
+        """Return, by model, why the version that answers is not the one that was promoted."""
+        told: dict[str, str] = {}
+        for model, version in self._behind.items():
+            reason = self._failures.get((model, version), "it is being loaded").rstrip(".")
+            told[model] = f"version {version} is live and cannot be served: {reason}; version {self.live_version(model)} is in its place"
+        return told
 
     async def prepare(self, model: str, version: str) -> None:
         """Load and warm a version without making it live; one that failed before is tried anew.
@@ -114,15 +113,17 @@ class Catalog:
                 await asyncio.to_thread(self._source.versions, model)  # an unknown model is another error
                 raise UnavailableError(f"No version of the model {model!r} is live: promote one.")
             self._failures.pop((model, version), None)
-            self._swap(await self._load(model, version))
+            with self._falling_behind(model, version):
+                self._swap(await self._load(model, version))
 
     async def catch_up(self, model: str) -> None:
         """Make the promoted version live, loaded if it is not yet; like :meth:`go_live`, but of what is promoted by now."""
         async with self._turns[model]:
             version = await asyncio.to_thread(self._source.live, model)
-            if version is not None and self.live_version(model) != version:
+            if version is not None and (self.live_version(model) != version or model in self._behind):
                 self._failures.pop((model, version), None)
-                self._swap(await self._obtain(model, version))
+                with self._falling_behind(model, version):
+                    self._swap(await self._obtain(model, version))
 
     async def unload(self, model: str) -> None:
         """Serve ``model`` no more, until it is loaded or a version of it goes live by a call. What it has it finishes.
@@ -135,6 +136,7 @@ class Catalog:
             self._unloaded.add(model)
             self._wanted.discard(model)
             self._live.pop(model, None)
+            self._behind.pop(model, None)
             for key in [key for key in self._others if key[0] == model]:
                 del self._others[key]
 
@@ -236,9 +238,20 @@ class Catalog:
         live = self._live.get(model)
         return live if live and live.version == version else self._others.get((model, version))
 
+    @contextmanager
+    def _falling_behind(self, model: str, version: str) -> Iterator[None]:
+        """Remember that ``version`` is promoted and could not take its place."""
+        try:
+            yield
+        except SpecnormError:
+            if self.live_version(model) not in {None, version}:
+                self._behind[model] = version
+            raise
+
     def _swap(self, served: Served) -> None:
         before = self._live.get(served.name)
         self._live[served.name] = served
+        self._behind.pop(served.name, None)
         self._wanted.add(served.name)
         self._unloaded.discard(served.name)
         self._others.pop((served.name, served.version), None)

@@ -28,8 +28,11 @@ def server(version: str) -> dict[str, Any]:
     return {"name": NAME, "version": version, "extensions": list(EXTENSIONS)}
 
 
-def metadata(served: Served, versions: Sequence[str]) -> dict[str, Any]:
-    """Return the metadata of one version; a free dimension is -1, the batch dimension included."""
+def metadata(served: Served, versions: Sequence[str], problem: str | None = None) -> dict[str, Any]:
+    """Return the metadata of one version; a free dimension is -1, the batch dimension included.
+
+    ``problem``: why the version that answers is not the promoted one.
+    """
     manifest = served.manifest
     bound = manifest.lipschitz.bound
     properties = {
@@ -40,6 +43,7 @@ def metadata(served: Served, versions: Sequence[str]) -> dict[str, Any]:
         "gradient_mode": manifest.gradient_mode,
         "lipschitz_bound": None if bound is None else repr(bound),
         "lipschitz_reason": manifest.lipschitz.reason,
+        "problem": problem,
     }
     return {
         "name": served.name,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from app.errors import CorruptError, NotFoundError
+from app.errors import ConflictError, CorruptError, NotFoundError
 from app.inference.catalog import Artifact
 from app.settings import Settings
 from export import bundle
@@ -191,6 +191,12 @@ class Folder:
 
     def live(self, model: str) -> str | None:
         return self.promoted.get(model)
+
+    def previous(self, model: str) -> str:
+        before = [version for version in self.versions(model) if version < (self.live(model) or "")]
+        if not before:
+            raise ConflictError(f"There is no version of {model!r} before the live one.")
+        return before[-1]
 
     def artifact(self, model: str, version: str) -> Artifact:
         if version not in self.versions(model):

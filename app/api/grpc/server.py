@@ -137,7 +137,7 @@ class Methods:
         """Return the metadata of a version."""
         served = await self._catalog.get(message.name, message.version or None)
         versions = [served.version] if message.version else await self._catalog.versions(message.name)
-        return _filled("ModelMetadataResponse", describe.metadata(served, versions))
+        return _filled("ModelMetadataResponse", describe.metadata(served, versions, self._catalog.problems().get(served.name)))
 
     async def config(self, message: Any) -> Any:
         """Return the configuration of a version."""
