@@ -189,7 +189,13 @@ def openapi() -> dict[str, Any]:
 
     add("get", "/v2", "Server metadata", _ref("V2ServerMetadata"))
     add("get", "/v2/health/live", "Whether the process lives", _object({"live": {"const": True}}, "live"))
-    add("get", "/v2/health/ready", "Whether every model is ready", _object({"live": {"const": True}, "ready": {"const": True}}, "ready"))
+    told = {"type": "object", "additionalProperties": _TEXT, "description": "By model, why another version than the live one answers."}
+    add(
+        "get",
+        "/v2/health/ready",
+        "Whether every model is ready",
+        _object({"live": {"const": True}, "ready": {"const": True}, "problems": told}, "ready"),
+    )
     add("get", "/v2/models/stats", "Statistics of all models", _ref("V2Statistics"))
     for base, which in (("/v2/models/{model}", "the live version"), ("/v2/models/{model}/versions/{version}", "one version")):
         add("get", base, f"Metadata of {which}", _ref("V2ModelMetadata"))
