@@ -18,6 +18,7 @@ from app.api.guard import Guard
 from app.api.imports import Imports
 from app.api.promotion import Promotion
 from app.api.shortcut import Shortcut
+from app.api.tracing import Traced, Tracing, from_environment
 from app.api.wire import protocol
 from app.errors import SpecnormError, UnavailableError
 from app.inference import describe
@@ -59,18 +60,20 @@ def create_app(settings: Settings) -> ASGIApp:
     return create_service(settings).app
 
 
-def create_service(settings: Settings, siblings: Siblings | None = None) -> Service:
+def create_service(settings: Settings, siblings: Siblings | None = None, tracing: Tracing | None = None) -> Service:
     """Return the service.
 
     Args:
         settings: all of them.
         siblings: the other processes of the same service, where there are any.
+        tracing: where spans go; by default what the variables `OTEL_*` say.
 
     Raises:
         InvalidRequestError: the settings would serve others without keys, or the file of keys cannot be read.
         CorruptError, UnavailableError: the workspace cannot be used.
     """
     judged_by = access(settings)
+    tracing = tracing or from_environment(VERSION)
     registry = open_registry(settings)
     database = registry.database
     catalog = Catalog(registry, settings)
@@ -92,10 +95,12 @@ def create_service(settings: Settings, siblings: Siblings | None = None) -> Serv
                 for model in models:
                     await catalog.unload(model)
             with _running(_tasks(settings, registry, catalog)) as tasks:
-                async with _grpc(settings, judged_by, catalog, repository, siblings):
+                async with _grpc(settings, judged_by=judged_by, catalog=catalog, repository=repository, siblings=siblings, tracing=tracing):
                     yield
             await asyncio.gather(*tasks, return_exceptions=True)
             await catalog.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
         database.dispose()
 
     api = _api(settings, judged_by, registry, lifespan)
@@ -106,7 +111,13 @@ def create_service(settings: Settings, siblings: Siblings | None = None) -> Serv
     page.add(lambda: metrics.live(catalog))
     page.add(lambda: metrics.stored(database), whole=True)
     api.router.routes.append(metrics.route(page, siblings.totals))
+<<<<<<< Updated upstream
     return Service(guard, protocol(Shortcut(catalog, settings, judged_by, guard.answers)))
+=======
+    if tracing is not None:
+        return Service(Traced(guard, tracing), "httptools")
+    return Service(guard, protocol(Shortcut(catalog, settings, judged_by, guard.count)))
+>>>>>>> Stashed changes
 
 
 def _answers(catalog: Catalog) -> dict[str, Answer]:
@@ -153,7 +164,7 @@ class _Fork:
 
 @asynccontextmanager
 async def _grpc(
-    settings: Settings, judged_by: Access, catalog: Catalog, repository: v2.Repository, siblings: Siblings
+    settings: Settings, *, judged_by: Access, catalog: Catalog, repository: v2.Repository, siblings: Siblings, tracing: Tracing | None
 ) -> AsyncIterator[None]:
     """Serve gRPC too, where the settings name a port."""
     if settings.grpc_port is None:
@@ -163,7 +174,9 @@ async def _grpc(
         from app.api.grpc.server import start  # noqa: PLC0415  # an extra
     except ImportError:
         raise UnavailableError("SPECNORM_GRPC_PORT is set, but gRPC is not installed: install specnorm[grpc].") from None
-    server = await start(catalog, settings, judged_by=judged_by, repository=repository, totals=siblings.totals, version=VERSION)
+    server = await start(
+        catalog, settings, judged_by=judged_by, repository=repository, totals=siblings.totals, tracing=tracing, version=VERSION
+    )
     try:
         yield
     finally:

@@ -49,7 +49,7 @@ class Guard:
         path: str = scope["path"]
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         token = request_id.set(new_request_id(given.decode("latin-1")))
-        trace = trace_id.set(trace_of(scope["headers"]))
+        trace = trace_id.set(trace_of(scope["headers"]) or trace_id.get())
         answer = _Answer(send, path, request_id.get(), time.monotonic())
         try:
             raw_path = scope.get("raw_path")

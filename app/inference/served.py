@@ -13,8 +13,12 @@ from app.inference.flat import Form
 from app.inference.outputs import Joined, Outputs
 from app.inference.request import Request, shares_runs
 from app.inference.session import Session
+<<<<<<< Updated upstream
 from app.inference.statistics import Statistics, Times
 from app.inference.waiting import Inputs, Waiting, key_of
+=======
+from app.inference.statistics import Statistics, Times, traced
+>>>>>>> Stashed changes
 from app.registry.artifact import Artifact
 from app.settings import Settings
 
@@ -258,4 +262,7 @@ class Served:
             raise
         times = Times(decoded - begun, response.queue_ns, response.run_ns, time.perf_counter_ns() - computed)
         self.statistics.succeeded(times)
+        trace = traced.get()
+        if trace is not None:
+            trace(self, request.rows, begun, times)
         return encoded, request.rows

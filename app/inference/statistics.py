@@ -1,7 +1,8 @@
 """Counts and times of one version, in the words of the protocol's statistics extension."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, Protocol
 
 from app.totals import Tree, value_of
@@ -50,6 +51,10 @@ class Times(NamedTuple):
     queue: int
     run: int
     encode: int
+
+
+# Told of the parts of a request that is traced: what answered it, its rows, when it began (perf_counter_ns), and its times.
+traced: ContextVar[Callable[[Any, int, int, Times], None] | None] = ContextVar("traced", default=None)
 
 
 class Run(NamedTuple):

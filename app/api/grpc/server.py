@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import grpc  # type: ignore[import-untyped]  # has no stubs here
@@ -12,6 +13,7 @@ from app.api import health
 from app.api.errors import BUG, status_of
 from app.api.grpc.messages import CLASSES, HEALTH, SERVICE
 from app.api.grpc.translate import load_parameters, request, response
+from app.api.tracing import Tracing
 from app.api.v2 import Repository
 from app.api.v2_load import model_file
 from app.errors import SpecnormError, UnavailableError
@@ -41,7 +43,14 @@ log = logging.getLogger("app.api")
 
 
 async def start(
-    catalog: Catalog, settings: Settings, *, judged_by: Access, repository: Repository, totals: Totals, version: str
+    catalog: Catalog,
+    settings: Settings,
+    *,
+    judged_by: Access,
+    repository: Repository,
+    totals: Totals,
+    tracing: Tracing | None,
+    version: str,
 ) -> "grpc.aio.Server":
     """Return the service, listening on the port of the settings.
 
@@ -56,7 +65,7 @@ async def start(
     ]
     server = grpc.aio.server(options=sizes)
     methods = Methods(catalog, repository, totals, version)
-    guarded = _Guarded(judged_by)
+    guarded = _Guarded(judged_by, tracing)
     handlers = {
         name: guarded.unary(name, "/v2/repository" if name.startswith("Repository") else "/v2", method)
         for name, method in methods.all().items()
@@ -180,14 +189,16 @@ class Methods:
 class _Guarded:
     """Makes handlers of methods: keys are asked for first, and what goes wrong becomes a status."""
 
-    def __init__(self, judged_by: Access) -> None:
+    def __init__(self, judged_by: Access, tracing: Tracing | None) -> None:
         self._judged_by = judged_by
+        self._tracing = tracing
 
     def unary(self, name: str, path: str, method: Method) -> Any:
         async def handle(message: Any, context: Any) -> Any:
             try:
                 self._judge(path, context)
-                return await method(message)
+                with self._traced(name, context):
+                    return await method(message)
             except Exception as error:
                 await context.abort(*_status(error))
 
@@ -205,7 +216,9 @@ class _Guarded:
                 await context.abort(*_status(error))
             async for message in messages:
                 try:
-                    yield kind(infer_response=await method(message))
+                    with self._traced(name, context):
+                        response = await method(message)
+                    yield kind(infer_response=response)
                 except Exception as error:
                     yield kind(error_message=_status(error)[1], infer_response={"id": message.id})
 
@@ -214,8 +227,17 @@ class _Guarded:
     def _judge(self, path: str, context: Any) -> None:
         """Ask for a key. Without keys only this machine can reach the port, and no page of a browser speaks gRPC to it."""
         if self._judged_by.keys is not None:
-            headers = [(name.encode(), value.encode()) for name, value in context.invocation_metadata() if isinstance(value, str)]
-            authorise(self._judged_by, "POST", path, headers)
+            authorise(self._judged_by, "POST", path, _headers(context))
+
+    def _traced(self, name: str, context: Any) -> AbstractContextManager[Any]:
+        if self._tracing is None or name != "ModelInfer":
+            return nullcontext()
+        attributes = {"rpc.system": "grpc", "rpc.service": SERVICE, "rpc.method": name}
+        return self._tracing.request(f"{SERVICE}/{name}", _headers(context), attributes)
+
+
+def _headers(context: Any) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in context.invocation_metadata() if isinstance(value, str)]
 
 
 def _status(error: Exception) -> tuple[grpc.StatusCode, str]:

@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 from openai import OpenAI
 
+from app.api.tracing import Tracing
 from app.db import connect
 from app.jobs.attempt import Attempt
 from app.jobs.store import Jobs
@@ -35,10 +36,18 @@ class Service(NamedTuple):
 
 
 @contextlib.contextmanager
+<<<<<<< Updated upstream
 def listening(settings: Settings, **options: Any) -> Iterator[str]:
     service = create_service(settings)
     chosen = {"http": service.http, "log_level": "warning", **options}
     server = uvicorn.Server(uvicorn.Config(service.app, port=0, timeout_graceful_shutdown=2, **chosen))
+=======
+def listening(settings: Settings, *, tracing: Tracing | None = None, **options: Any) -> Iterator[str]:
+    service = create_service(settings, tracing=tracing)
+    server = uvicorn.Server(
+        uvicorn.Config(service.app, http=service.http, port=0, log_level="warning", timeout_graceful_shutdown=2, **options)
+    )
+>>>>>>> Stashed changes
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

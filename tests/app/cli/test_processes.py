@@ -183,7 +183,7 @@ def test_a_model_is_unloaded_and_loaded_in_every_process(service: Running) -> No
 
 def test_a_port_that_several_processes_share_is_shared_with_no_other_service(service: Running, workspace: Path) -> None:
     command = [sys.executable, "-m", "app.cli", "serve", "--processes", "2", "--port", str(service.port), "--workspace", str(workspace)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 1
     assert re.fullmatch(r"specnorm: .* cannot be bound: .*\n", done.stderr)
 
