@@ -27,13 +27,13 @@ PLACES = {
     "fold": Place("export.pipeline:fold", kept=84),
     "graph": Place("export.pipeline:_certified_graph", kept=84),
     "verify": Place("export.verify:parity", kept=84),
-    "bundle": Place("export.verify:check", when="after", kept=84),
+    "bundle": Place("app.worker.tune:export_bundle", when="after", kept=84),
     "publish, before a file": Place("app.registry.registry:Registry.publish", kept=84),
     "publish, between files": Place("os:link", call=11, kept=84),
     "publish, files stored": Place("app.registry.registry:_version_of_job", kept=84),
     "publish, before the commit": Place("app.jobs.attempt:Attempt.succeed_within", when="after", kept=84),
     "publish, after the commit": Place("app.registry.registry:Registry.publish", when="after", lost=False),
-    "collection": Place("app.registry.blobs:Blobs.sweep", lost=False),
+    "collection": Place("app.registry.shelf:Shelf.sweep", lost=False),
 }
 
 
