@@ -111,13 +111,9 @@ def create_service(settings: Settings, siblings: Siblings | None = None, tracing
     page.add(lambda: metrics.live(catalog))
     page.add(lambda: metrics.stored(database), whole=True)
     api.router.routes.append(metrics.route(page, siblings.totals))
-<<<<<<< Updated upstream
-    return Service(guard, protocol(Shortcut(catalog, settings, judged_by, guard.answers)))
-=======
     if tracing is not None:
         return Service(Traced(guard, tracing), "httptools")
-    return Service(guard, protocol(Shortcut(catalog, settings, judged_by, guard.count)))
->>>>>>> Stashed changes
+    return Service(guard, protocol(Shortcut(catalog, settings, judged_by, guard.answers)))
 
 
 def _answers(catalog: Catalog) -> dict[str, Answer]:

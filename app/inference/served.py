@@ -13,12 +13,8 @@ from app.inference.flat import Form
 from app.inference.outputs import Joined, Outputs
 from app.inference.request import Request, shares_runs
 from app.inference.session import Session
-<<<<<<< Updated upstream
-from app.inference.statistics import Statistics, Times
-from app.inference.waiting import Inputs, Waiting, key_of
-=======
 from app.inference.statistics import Statistics, Times, traced
->>>>>>> Stashed changes
+from app.inference.waiting import Inputs, Waiting, key_of
 from app.registry.artifact import Artifact
 from app.settings import Settings
 

@@ -36,18 +36,10 @@ class Service(NamedTuple):
 
 
 @contextlib.contextmanager
-<<<<<<< Updated upstream
-def listening(settings: Settings, **options: Any) -> Iterator[str]:
-    service = create_service(settings)
-    chosen = {"http": service.http, "log_level": "warning", **options}
-    server = uvicorn.Server(uvicorn.Config(service.app, port=0, timeout_graceful_shutdown=2, **chosen))
-=======
 def listening(settings: Settings, *, tracing: Tracing | None = None, **options: Any) -> Iterator[str]:
     service = create_service(settings, tracing=tracing)
-    server = uvicorn.Server(
-        uvicorn.Config(service.app, http=service.http, port=0, log_level="warning", timeout_graceful_shutdown=2, **options)
-    )
->>>>>>> Stashed changes
+    chosen = {"http": service.http, "log_level": "warning", **options}
+    server = uvicorn.Server(uvicorn.Config(service.app, port=0, timeout_graceful_shutdown=2, **chosen))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
