@@ -1,4 +1,4 @@
-"""Data sets: the digits that scikit-learn ships, and JSONL, CSV and NPZ files; numpy only.
+"""Data sets: the digits that scikit-learn ships, and JSONL, CSV, NPZ and (with pyarrow) Parquet files; otherwise numpy only.
 
 A reader judges every row and names the line of the first bad one. Nothing is ever unpickled.
 """
@@ -21,11 +21,13 @@ LIMIT_VALUES = 2**28
 
 
 class DataError(ValueError):
-    """A data set cannot be used; ``line`` (from 1) is where, when that is one place."""
+    """A data set cannot be used; ``line`` or, of a format without lines, ``row`` (from 1) is where, when that is one place."""
 
-    def __init__(self, message: str, line: int | None = None) -> None:
-        super().__init__(message if line is None else f"line {line}: {message}")
+    def __init__(self, message: str, line: int | None = None, *, row: int | None = None) -> None:
+        where = "" if line is row is None else f"row {row}: " if line is None else f"line {line}: "
+        super().__init__(where + message)
         self.line = line
+        self.row = row
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class Dataset:
         return self.subset(order[:cut]), self.subset(order[cut:])
 
 
-def assemble(inputs: Any, targets: Any, first_line: int = 1) -> Dataset:
+def assemble(inputs: Any, targets: Any) -> Dataset:
     """Return the data set of these rows, judged.
 
     Raises:
@@ -71,11 +73,11 @@ def assemble(inputs: Any, targets: Any, first_line: int = 1) -> Dataset:
         raise DataError(f"{len(x)} inputs need {len(x)} targets of one number each, got targets of shape {y.shape}")
     bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1) | ~np.isfinite(y.astype(np.float64)))
     if bad.size:
-        raise DataError("a value is NaN, infinite, or too large for float32", int(bad[0]) + first_line)
+        raise DataError("a value is NaN, infinite, or too large for float32", row=int(bad[0]) + 1)
     if np.all(y == np.floor(y)):
         negative = np.flatnonzero(y < 0)
         if negative.size:
-            raise DataError(f"a class label must be an integer from 0, got {y[negative[0]]:g}", int(negative[0]) + first_line)
+            raise DataError(f"a class label must be an integer from 0, got {y[negative[0]]:g}", row=int(negative[0]) + 1)
         y = y.astype(np.int64)
     else:
         y = y.astype(np.float32)
@@ -209,7 +211,22 @@ def read_npz(content: bytes) -> Dataset:
         return assemble(x, y)
 
 
-FORMATS: dict[str, Callable[[bytes], Dataset]] = {".jsonl": read_jsonl, ".csv": read_csv, ".npz": read_npz}
+def read_parquet(content: bytes) -> Dataset:
+    """Read a column ``input`` of lists and a column ``target``, or, as of a CSV file, one column per number; pyarrow reads it."""
+    try:
+        from specnorm_core.parquet import arrays  # noqa: PLC0415  # an extra
+    except ImportError:
+        raise DataError("a .parquet file is read by the package pyarrow, which is not installed: pip install 'specnorm[parquet]'") from None
+    with np.errstate(over="ignore"):
+        return assemble(*arrays(content))
+
+
+FORMATS: dict[str, Callable[[bytes], Dataset]] = {
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".npz": read_npz,
+    ".parquet": read_parquet,
+}
 
 
 def read(content: bytes, suffix: str) -> Dataset:

@@ -23,13 +23,16 @@ from specnorm_core.privacy import Plan, Privacy, Secure, Seeded, Source, check, 
 CHECK_EVERY = 16
 """Steps between two looks at loss and sigma for values that are not finite: each look waits for the device."""
 
-
 WARM = 0.15
 """The part of a run of one cycle in which the learning rate rises (Smith, Topin 2017); then it falls as a cosine."""
 
 
+EXPLODED = 1e8
+"""A sigma of raw weights beyond which float32 rounds a step of ordinary size away: what is learned is lost."""
+
+
 class DivergedError(ArithmeticError):
-    """Training produced a value that is not finite; the sentence says at which step, in which layer, and what to try."""
+    """Training left what float32 can carry; the sentence says at which step, in which layer, and what to try."""
 
 
 class Hyperparameters(BaseModel):
@@ -228,17 +231,16 @@ class Fit:
         power_iteration(self.model, self.options.power_iterations)
 
     def _check(self, loss: Tensor | None) -> None:
-        """Stop at the first sign of divergence.
-
-        Raises:
-            DivergedError: the loss or a weight is not finite.
-        """
-        advice = f"try a learning_rate below {self.options.learning_rate:g}"
+        """Raise DivergedError where the loss or a weight is not finite, or the sigma of a layer has exploded."""
+        when = f"step {self.step} of {self.steps}: try a learning_rate below {self.options.learning_rate:g}"
         for name, layer in spectral_layers(self.model).items():
-            if not (bool(torch.isfinite(layer.weight).all()) and bool(torch.isfinite(layer.sigma()))):
-                raise DivergedError(f"layer {name!r} is not finite after step {self.step} of {self.steps}: {advice}")
+            sigma = float(layer.sigma())
+            if not (bool(torch.isfinite(layer.weight).all()) and math.isfinite(sigma)):
+                raise DivergedError(f"layer {name!r} is not finite after {when}")
+            if sigma > EXPLODED:
+                raise DivergedError(f"sigma of layer {name!r} has grown to {sigma:.3g} after {when}")
         if loss is not None and not bool(torch.isfinite(loss)):
-            raise DivergedError(f"the loss is {float(loss)} at step {self.step} of {self.steps}: {advice}")
+            raise DivergedError(f"the loss is {float(loss)} at {when}")
 
     def _finish(self) -> None:
         """End with a converged (u, v): one step of power iteration per optimiser step lags behind, by ``lag`` (relative, by layer)."""
@@ -253,9 +255,8 @@ class Fit:
         for name, layer in spectral_layers(self.model).items():
             tensors[f"u.{name}"], tensors[f"v.{name}"] = (part.contiguous() for part in layer.pair)
         for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{index}.{key}": torch.as_tensor(value).contiguous() for key, value in state.items() if value is not None
-            }
+            known = {key: value for key, value in state.items() if value is not None}
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value).contiguous() for key, value in known.items()}
         about = {"step": self.step, "begun": self.begun, **self._identity()}
         return save_tensors(tensors, metadata={"fit": json.dumps(about)})
 

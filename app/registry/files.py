@@ -15,7 +15,7 @@ from app.registry.once import once
 from app.registry.paging import Page, page
 from app.registry.registry import OPEN_STATES
 
-FORMATS = {".csv": "CSV with a header", ".jsonl": "JSON Lines", ".npz": "NumPy arrays x and y"}
+FORMATS = {".csv": "CSV with a header", ".jsonl": "JSON Lines", ".npz": "NumPy arrays x and y", ".parquet": "Parquet"}
 PURPOSES = ("fine-tune",)
 
 

@@ -24,7 +24,7 @@ def load(blobs: Blobs, upload: Upload, manifest: Manifest, hyperparameters: Hype
         data = read(content, suffix)
     except DataError as error:
         raise JobFailedError("bad_data", f"{upload.filename}: {error}", param=param) from None
-    problem = _judge(data, manifest, hyperparameters)
+    problem = _judge(data, manifest, hyperparameters) or (_unlearnable(data) if param == "training_file" else None)
     if problem is not None:
         message, row = problem
         line = None if row is None else _line(content, suffix, row)
@@ -38,7 +38,8 @@ def _judge(data: Dataset, manifest: Manifest, hyperparameters: Hyperparameters) 
     """Return what keeps the model from learning ``data``, with the row where it is one row, or None."""
     expected, got = manifest.signature.inputs[0].shape[1:], data.x.shape[1:]
     if got not in {expected, (int(np.prod(expected)),)}:
-        return f"the model takes inputs of shape {list(expected)}, the data set has {list(got)}", None
+        numbers = f"give {int(np.prod(expected))} numbers per row, and the target"
+        return f"the model takes inputs of shape {list(expected)}, the data set has {list(got)}: {numbers}", None
     outputs = manifest.signature.outputs[0].shape[-1]
     if hyperparameters.loss == "mse":
         return None if outputs == 1 else (f"the loss mse needs a model of one output, this one has {outputs}", None)
@@ -48,7 +49,19 @@ def _judge(data: Dataset, manifest: Manifest, hyperparameters: Hyperparameters) 
     beyond = np.flatnonzero(data.y >= outputs)
     if beyond.size:
         row = int(beyond[0])
-        return f"the model expects class labels from 0 to {outputs - 1}, got {int(data.y[row])}", row
+        return f"the model expects class labels from 0 to {outputs - 1}, got {int(data.y[row])}: leave the row out, or relabel it", row
+    return None
+
+
+def _unlearnable(data: Dataset) -> tuple[str, None] | None:
+    """Return why nothing can be learned from ``data``, or None."""
+    if len(data) < 2:
+        return "the data set has one row: at least two are needed, of different targets", None
+    if (data.y == data.y[0]).all():
+        kind = "the class" if data.y.dtype.kind == "i" else "the target"
+        return f"all {len(data)} rows have {kind} {data.y[0]:g}: add rows of others, or there is nothing to tell apart", None
+    if (data.x == data.x[0]).all():
+        return f"all {len(data)} rows have the same input but not the same target: check how the file was written", None
     return None
 
 

@@ -1,9 +1,14 @@
 import io
 import pickle
+import subprocess
+import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
+from specnorm_core import parquet as pq
 from specnorm_core.data import DataError, load, read
 
 GOOD = {
@@ -85,7 +90,7 @@ def test_object_arrays_are_never_unpickled(tmp_path):
 
 
 def test_unknown_formats_list_the_known():
-    with pytest.raises(DataError, match=r"\.csv, \.jsonl, \.npz; got '\.pkl'"):
+    with pytest.raises(DataError, match=r"\.csv, \.jsonl, \.npz, \.parquet; got '\.pkl'"):
         read(b"", ".pkl")
 
 
@@ -93,3 +98,58 @@ def test_digits_are_the_real_ones():
     data = load("digits")
     assert data.x.shape == (1797, 64)
     assert (data.x.min(), data.x.max(), data.classes) == (0, 16, 10)
+
+
+def parquet_of(**columns):
+    stream = io.BytesIO()
+    parquet.write_table(pa.table(columns), stream)
+    return stream.getvalue()
+
+
+def test_a_parquet_file_holds_lists_or_a_column_per_number_and_what_is_read_can_be_written():
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    lists = read(parquet_of(input=list(x), target=[0, 1, 0, 1]), ".parquet")
+    flat = read(parquet_of(a=x[:, 0], b=x[:, 1], c=x[:, 2], target=[0, 1, 0, 1]), ".parquet")
+    last = read(parquet_of(a=x[:, 0], b=x[:, 1], c=x[:, 2], label=[0, 1, 0, 1]), ".parquet")
+    assert lists.digest == flat.digest == last.digest
+    np.testing.assert_array_equal(lists.x, x)
+    assert all(array.flags.writeable for array in (lists.x, lists.y))
+
+
+def test_a_parquet_file_keeps_the_shape_of_nested_lists():
+    image = np.arange(2 * 3 * 4, dtype=np.float64).reshape(2, 3, 4)
+    data = read(parquet_of(input=image.tolist(), target=[0.5, 1.5]), ".parquet")
+    np.testing.assert_array_equal(data.x, image)
+    assert data.y.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"input": [[1.0], [1.0, 2.0]], "target": [0, 1]}, "row 2: expected lists of equal length"),
+        ({"input": [[[1.0], [2.0]], [[1.0], None]], "target": [0, 1]}, "row 2: expected lists of equal length"),
+        ({"input": [[1.0, 2.0], [3.0, None]], "target": [0, 1]}, "row 2: a value is missing in the column 'input'"),
+        ({"input": [[1.0], [2.0]], "target": [0, None]}, "row 2: a value is missing in the column 'target'"),
+        ({"input": [[1.0], [2.0]], "target": [0, -1]}, "row 2: a class label must be an integer from 0"),
+        ({"input": ["a", "b"], "target": [0, 1]}, "expected numbers in the column 'input', got string"),
+        ({"input": [[1.0], [2.0]], "more": [1, 2], "target": [0, 1]}, "expected one column input of lists"),
+        ({"target": [0, 1]}, "expected the columns input and target"),
+        ({"input": pa.array([], pa.list_(pa.float32())), "target": pa.array([], pa.int64())}, "holds no rows"),
+    ],
+)
+def test_a_parquet_file_that_cannot_be_used_says_why(columns, told):
+    with pytest.raises(DataError, match=told):
+        read(parquet_of(**columns), ".parquet")
+
+
+def test_a_parquet_file_of_too_many_numbers_is_refused_before_it_is_unpacked(monkeypatch):
+    monkeypatch.setattr(pq, "LIMIT_VALUES", 1000)
+    content = parquet_of(input=[[0.0] * 10] * 100, target=[0] * 100)
+    with pytest.raises(DataError, match="more than 1000 numbers"):
+        read(content, ".parquet")
+
+
+def test_without_pyarrow_a_parquet_file_is_refused_with_what_to_install():
+    code = "import sys; sys.modules['pyarrow'] = None\nfrom specnorm_core.data import read\nread(b'', '.parquet')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'specnorm[parquet]'" in done.stderr.splitlines()[-1]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -47,27 +46,6 @@ def test_a_job_ends_as_a_new_version_that_is_not_live(workspace: Any) -> None:
     assert metrics[-1]["sigma"].keys() == spectral["after"]["sigma"].keys()
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert (end["progress"]["step"], end["progress"]["steps"]) == (20, 20)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("rows.jsonl", '{"input": [1], "target": 0}\n\nnonsense\n', "rows.jsonl: line 3: "),
-        ("rows.csv", "a,b,target\n1,2,0\n1,x,0\n", "line 3: "),
-        ("rows.csv", "a,b,target\n1,2,0\n", r"inputs of shape \[64\], the data set has \[2\]"),
-        ("rows.csv", "p," * 64 + "target\n\n" + "1," * 64 + "9\n" + "1," * 64 + "10\n", "line 4: .* labels from 0 to 9, got 10"),
-        ("rows.csv", "p," * 64 + "target\n" + "1," * 64 + "0.5\n", "line 2: .*expects class labels"),
-        ("rows.csv", "p," * 64 + "target\n" + "1," * 63 + "nan,1\n", "line 2: .*NaN"),
-        ("rows.csv", "", "line 1: "),
-        ("rows.npz", "no archive", "not an NPZ file"),
-    ],
-)
-def test_bad_data_fail_the_job_with_the_line(workspace: Any, name: str, content: str, told: str) -> None:
-    job = workspace.create(workspace.text(content, name))
-    assert workspace.work() == 0
-    end = workspace.jobs.get(job)
-    assert (end["status"], end["error"]["code"], end["error"]["param"]) == ("failed", "bad_data", "training_file")
-    assert re.search(told, end["error"]["message"]), end["error"]["message"]
 
 
 def test_bad_validation_data_are_named_as_such(workspace: Any) -> None:
@@ -119,7 +97,7 @@ def test_a_better_model_is_promoted_where_that_was_asked_and_a_worse_one_is_not(
     assert workspace.registry.live("digits") == "2"
     assert workspace.registry.history("digits")[-1]["who"] == better
     assert result["metrics"]["validation_accuracy"] > result["metrics"]["live_validation_accuracy"]
-    wrong = workspace.text("p," * 64 + "target\n" + ("8," * 64 + "0\n") * 64, "zeros.csv")
+    wrong = workspace.text("p," * 64 + "target\n" + ("8," * 64 + "0\n" + "9," * 64 + "1\n") * 32, "wrong.csv")
     worse = workspace.create(wrong, hyperparameters={"n_epochs": 30, "learning_rate": 0.05}, **options)
     workspace.work()
     assert workspace.jobs.get(worse)["status"] == "succeeded"
