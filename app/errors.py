@@ -71,6 +71,12 @@ class StorageFullError(SpecnormError):
     code = "storage_full"
 
 
+class QuotaError(StorageFullError):
+    """The stored files have reached their quota; nothing was kept of this request."""
+
+    code = "quota_reached"
+
+
 class CorruptError(SpecnormError):
     """A stored file is not the one that was recorded."""
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 from app.api.promotion import Promotion
 from app.errors import InvalidRequestError, UnavailableError
 from app.jobs.admissions import FAILED, SUCCEEDED, WAITING, Admissions
-from app.registry.blobs import Blobs
+from app.registry.shelf import Shelf, Stored
 from export.bundle import MODEL
 
 CLAIM_SECONDS: Final = 15.0
@@ -21,13 +21,13 @@ NOBODY: Final = (
 class Imports:
     """Takes models in; one that no worker takes up within :data:`CLAIM_SECONDS` is withdrawn."""
 
-    def __init__(self, admissions: Admissions, blobs: Blobs, promotion: Promotion) -> None:
+    def __init__(self, admissions: Admissions, blobs: Shelf, promotion: Promotion) -> None:
         self.admissions = admissions
         self.blobs = blobs
         self._promotion = promotion
 
-    async def submit(self, model: str, files: Mapping[str, str], *, wait: float, key: str | None = None) -> dict[str, Any]:
-        """Queue the stored ``files`` (sha256 by name) and return the import's object once it has ended, or after ``wait`` seconds.
+    async def submit(self, model: str, files: Mapping[str, Stored], *, wait: float, key: str | None = None) -> dict[str, Any]:
+        """Queue the stored ``files`` (by name) and return the import's object once it has ended, or after ``wait`` seconds.
 
         Raises:
             InvalidRequestError: it is not admitted, and why.
@@ -54,8 +54,8 @@ class Imports:
         Raises:
             InvalidRequestError, UnavailableError: as :meth:`submit`; it is not judged in time.
         """
-        digest = await asyncio.to_thread(self.blobs.put, content)
-        found = await self.submit(model, {MODEL: digest}, wait=wait)
+        stored = await asyncio.to_thread(self.blobs.put, content)
+        found = await self.submit(model, {MODEL: stored}, wait=wait)
         if found["status"] != SUCCEEDED:
             raise UnavailableError(f"The model is still being judged as {found['id']}: GET /admin/imports/{found['id']} tells of it.")
         await self._promotion.promote(model, found["version"], who=who, why="loaded with its files")

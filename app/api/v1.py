@@ -14,10 +14,10 @@ from app.errors import InvalidRequestError, NotFoundError
 from app.jobs.request import Hyperparameters, JobRequest, Privacy, parse
 from app.jobs.shape import ORGANIZATION
 from app.jobs.store import Jobs
-from app.registry.blobs import CHUNK
 from app.registry.files import Files
 from app.registry.paging import Page
 from app.registry.registry import Registry
+from app.registry.store import CHUNK
 
 MAX_JOB_BYTES = 1 << 20
 

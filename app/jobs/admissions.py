@@ -11,6 +11,7 @@ from app.db import admissions, reading
 from app.errors import InvalidRequestError, NotFoundError, QueueFullError
 from app.registry.once import once
 from app.registry.registry import check_name
+from app.registry.shelf import Stored, hold
 from export.bundle import MANIFEST
 
 MAX_OPEN = 100
@@ -33,12 +34,12 @@ class Admissions:
     def __init__(self, database: Engine) -> None:
         self.database = database
 
-    def create(self, model: str, files: Mapping[str, str], *, key: str | None = None) -> dict[str, Any]:
+    def create(self, model: str, files: Mapping[str, Stored], *, key: str | None = None) -> dict[str, Any]:
         """Queue an import and return its object.
 
         Args:
             model: name of the model that it becomes the next version of.
-            files: sha256 by name: one ``.onnx`` file, or those of a bundle with its manifest.
+            files: what was stored, by name: one ``.onnx`` file, or those of a bundle with its manifest.
             key: idempotency key; the same key with the same files gives the same import.
 
         Raises:
@@ -48,8 +49,10 @@ class Admissions:
         check_name(model)
         if MANIFEST not in files and (len(files) != 1 or not next(iter(files)).lower().endswith(".onnx")):
             raise InvalidRequestError(f"expected one .onnx file, or the files of a bundle with its {MANIFEST}; got {sorted(files)}"[:300])
+        digests = {name: stored.digest for name, stored in files.items()}
         with self.database.begin() as connection:
-            name = once(connection, "import", key, [model, dict(files)], lambda: _insert(connection, model, files))
+            hold(connection, *files.values())
+            name = once(connection, "import", key, [model, digests], lambda: _insert(connection, model, digests))
             return _object(_find(connection, name))
 
     def get(self, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from app.jobs import rows
 from app.jobs.machine import Event, State
 from app.jobs.request import JobRequest
 from app.jobs.store import Claim, owned
+from app.registry.shelf import Stored, hold
 
 
 class FencedError(ConflictError):
@@ -88,12 +89,13 @@ class Attempt:
             values = {"step": step, "steps": steps, "estimated_finish": int(time.time() + seconds_left)}
             connection.execute(update(jobs).where(jobs.c.id == row.id).values(values))
 
-    def checkpoint(self, digest: str, *, step: int, metrics: dict[str, float]) -> None:
-        """Make the stored bytes ``digest`` what the next attempt goes on from; those before it are dropped."""
+    def checkpoint(self, stored: Stored, *, step: int, metrics: dict[str, float]) -> None:
+        """Make the ``stored`` bytes what the next attempt goes on from; those before it are dropped."""
         with self._fenced() as (connection, row):
+            hold(connection, stored)
             connection.execute(update(job_checkpoints).where(job_checkpoints.c.job == row.id).values(digest=None))
             found = {"id": f"ftckpt-{secrets.token_hex(12)}", "job": row.id, "created_at": int(time.time()), "step": step}
-            connection.execute(insert(job_checkpoints).values(**found, metrics=metrics, digest=digest))
+            connection.execute(insert(job_checkpoints).values(**found, metrics=metrics, digest=stored.digest))
 
     def last_checkpoint(self) -> Kept | None:
         """Return what to go on from."""

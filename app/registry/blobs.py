@@ -1,136 +1,102 @@
-"""Bytes addressed by their sha256, in a local folder: whole or absent, checked on every read."""
+"""The store in a local folder."""
 
 import errno
 import fcntl
 import hashlib
 import os
 import secrets
-import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from app.errors import CorruptError, NotFoundError, StorageFullError
+from app.errors import NotFoundError, StorageFullError
+from app.registry.store import Draft, check_digest, checked
 
-CHUNK = 1 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Blobs:
-    """The folder ``blobs`` of a workspace.
+    """The folder ``blobs`` of a workspace: a ``Store``.
 
-    A blob is written under ``tmp``, flushed, and then linked to ``sha256/<hex>``, so that no reader ever sees a part of
-    one. It means nothing until a row of the database names it; one that no row names is removed by :meth:`sweep`.
+    Bytes are written under ``tmp``, flushed, and then linked to ``sha256/<hex>``, so that no reader ever sees a part.
     """
 
     def __init__(self, folder: Path) -> None:
         self._final = folder / "sha256"
         self._draft = folder / "tmp"
-        self._gate = folder / ".gate"
         self._final.mkdir(parents=True, exist_ok=True)
         self._draft.mkdir(exist_ok=True)
-        self._gate.touch()
 
-    def put(self, content: bytes | Iterable[bytes]) -> str:
-        """Store ``content`` and return its sha256 in hex.
-
-        Raises:
-            StorageFullError: the disk is full; nothing was kept.
-        """
-        draft = self._draft / secrets.token_hex(16)
+    @contextmanager
+    def draft(self, content: Iterable[bytes]) -> Iterator[Draft]:
+        """Write ``content`` under ``tmp``."""
+        path = self._draft / secrets.token_hex(16)
         try:
-            with draft.open("xb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX)  # tells `sweep` that somebody writes it
-                name = _copy([content] if isinstance(content, bytes) else content, stream)
-                self._settle(draft, name)
+            with path.open("xb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)  # tells `tidy` that somebody writes it
+                digest, size = _copy(content, stream)
+                yield Draft(digest, size, path.name)
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            if error.errno in _FULL:
                 raise StorageFullError from error
             raise
         finally:
-            draft.unlink(missing_ok=True)
-        return name
+            path.unlink(missing_ok=True)
 
-    def get(self, name: str) -> bytes:
-        """Return the bytes whose sha256 is ``name``.
-
-        Raises:
-            NotFoundError: there is no such blob.
-            CorruptError: what is stored has another sha256.
-        """
-        content = self.open(name).read_bytes()
-        if hashlib.sha256(content).hexdigest() != name:
-            raise CorruptError(f"the stored file {name} has changed on disk")
-        return content
-
-    def open(self, name: str) -> Path:
-        """Return where the blob lies, for streaming; its bytes are not checked."""
-        path = self._path(name)
-        if not path.is_file():
-            raise NotFoundError(f"the stored file {name} is missing")
-        return path
-
-    def delete(self, name: str) -> None:
-        """Remove the blob, if it is there."""
-        self._path(name).unlink(missing_ok=True)
-
-    def sweep(self, keep: Collection[str], *, older_than: float) -> list[str]:
-        """Remove what a crash left behind: drafts that nobody writes, and blobs not in ``keep``.
-
-        Args:
-            keep: the digests that some row names.
-            older_than: age in seconds that an unnamed blob must have, since its row may be about to be committed.
-
-        Returns:
-            The digests that were removed.
-        """
-        for draft in self._draft.iterdir():
-            _remove_if_idle(draft)
-        removed = []
-        for path in self._final.iterdir():
-            if path.name in keep:
-                continue
-            with self._gated(fcntl.LOCK_EX):  # `put` renews the age of a blob that it finds already there
-                if path.exists() and time.time() - path.stat().st_mtime >= older_than:
-                    path.unlink()
-                    removed.append(path.name)
-        return removed
-
-    def _path(self, name: str) -> Path:
-        if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
-            raise NotFoundError(f"{name!r} is not a sha256")
-        return self._final / name
-
-    def _settle(self, draft: Path, name: str) -> None:
-        final = self._final / name
-        with self._gated(fcntl.LOCK_SH):
-            try:
-                os.link(draft, final)
-            except FileExistsError:
-                if _digest(final) != name:
-                    draft.replace(final)  # the copy on disk has rotted; this one is whole
-                os.utime(final)
+    def settle(self, draft: Draft) -> None:
+        """Link the draft; a copy that has rotted on the disk is replaced."""
+        final, path = self._final / draft.digest, self._draft / draft.place
+        try:
+            os.link(path, final)
+        except FileExistsError:
+            if _digest(final) != draft.digest:
+                path.replace(final)
         descriptor = os.open(self._final, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
-    @contextmanager
-    def _gated(self, mode: int) -> Iterator[None]:
-        with self._gate.open("rb") as gate:
-            fcntl.flock(gate, mode)
-            yield
+    def get(self, digest: str) -> bytes:
+        """Return the bytes whose sha256 is ``digest``, checked."""
+        return checked(digest, self.open(digest).read_bytes())
+
+    def open(self, digest: str) -> Path:
+        """Return where the bytes lie, unchecked."""
+        check_digest(digest)
+        path = self._final / digest
+        if not path.is_file():
+            raise NotFoundError(f"the stored file {digest} is missing")
+        return path
+
+    def delete(self, digest: str) -> None:
+        """Remove the bytes, if they are there."""
+        check_digest(digest)
+        (self._final / digest).unlink(missing_ok=True)
+
+    def all(self) -> Iterator[tuple[str, int]]:
+        """Yield the digest and the size of everything visible."""
+        with os.scandir(self._final) as entries:
+            for entry in entries:
+                yield entry.name, entry.stat().st_size
+
+    def tidy(self) -> None:
+        """Remove drafts that nobody writes any more."""
+        for path in self._draft.iterdir():
+            _remove_if_idle(path)
 
 
-def _copy(chunks: Iterable[bytes], stream: BinaryIO) -> str:
+def _copy(chunks: Iterable[bytes], stream: BinaryIO) -> tuple[str, int]:
     sha = hashlib.sha256()
+    size = 0
     for chunk in chunks:
         sha.update(chunk)
+        size += len(chunk)
         stream.write(chunk)
     stream.flush()
     os.fsync(stream.fileno())
-    return sha.hexdigest()
+    return sha.hexdigest(), size
 
 
 def _digest(path: Path) -> str:
@@ -138,10 +104,10 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _remove_if_idle(draft: Path) -> None:
+def _remove_if_idle(path: Path) -> None:
     try:
-        with draft.open("rb") as stream:
+        with path.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            draft.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
     except (BlockingIOError, FileNotFoundError):
         return

@@ -8,7 +8,8 @@ from app.db import models, reading, versions
 from app.errors import CorruptError, NotFoundError
 from app.registry import aliases, live
 from app.registry.artifact import Artifact
-from app.registry.blobs import Blobs
+from app.registry.shelf import Shelf
+from app.registry.store import Store
 from export.bundle import MODEL, BundleError, Manifest, digest, parse
 
 
@@ -18,9 +19,9 @@ class Contents:
     It is the ``Source`` of the inference catalog.
     """
 
-    def __init__(self, database: Engine, blobs: Blobs) -> None:
+    def __init__(self, database: Engine, store: Store, *, quota: int | None = None) -> None:
         self.database = database
-        self.blobs = blobs
+        self.blobs = Shelf(database, store, quota=quota)
 
     def models(self) -> list[str]:
         """Return the names of all models, sorted."""

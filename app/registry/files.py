@@ -10,10 +10,11 @@ from sqlalchemy import Connection, Engine, Row, delete, insert, or_, select
 
 from app.db import files, jobs, reading
 from app.errors import ConflictError, InvalidRequestError, NotFoundError, TooLargeError
-from app.registry.blobs import CHUNK, Blobs
 from app.registry.once import once
 from app.registry.paging import Page, page
 from app.registry.registry import OPEN_STATES
+from app.registry.shelf import Shelf, hold
+from app.registry.store import CHUNK
 
 FORMATS = {".csv": "CSV with a header", ".jsonl": "JSON Lines", ".npz": "NumPy arrays x and y", ".parquet": "Parquet"}
 PURPOSES = ("fine-tune",)
@@ -22,7 +23,7 @@ PURPOSES = ("fine-tune",)
 class Files:
     """The uploads of a workspace, in the shape of OpenAI's files."""
 
-    def __init__(self, database: Engine, blobs: Blobs, *, max_bytes: int) -> None:
+    def __init__(self, database: Engine, blobs: Shelf, *, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._database = database
         self._blobs = blobs
@@ -43,16 +44,17 @@ class Files:
         """
         filename = _checked(filename, purpose)
         counted = _Counted(stream, self.max_bytes)
-        digest = self._blobs.put(counted)
+        stored = self._blobs.put(counted)
         with self._database.begin() as connection:
+            hold(connection, stored)
 
             def add() -> str:
                 name = f"file-{secrets.token_hex(12)}"
                 row = {"id": name, "created_at": int(time.time()), "filename": filename, "purpose": purpose}
-                connection.execute(insert(files).values(**row, bytes=counted.count, digest=digest))
+                connection.execute(insert(files).values(**row, bytes=counted.count, digest=stored.digest))
                 return name
 
-            name = once(connection, "file", key, [filename, purpose, digest], add)
+            name = once(connection, "file", key, [filename, purpose, stored.digest], add)
             return _object(_find(connection, name))
 
     def get(self, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from app.db import jobs, models, version_files, versions
 from app.errors import ConflictError, InvalidRequestError
 from app.registry import aliases, live
 from app.registry.contents import Contents
+from app.registry.shelf import hold
 from export.bundle import Manifest, digest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -52,9 +53,9 @@ class Registry(Contents):
         actual = {name: digest(content) for name, content in files.items()}
         if actual != manifest.files:
             raise InvalidRequestError("the files are not those whose sha256 the manifest gives")
-        for content in files.values():
-            self.blobs.put(content)
+        stored = [self.blobs.put(content) for content in files.values()]
         with self.database.begin() as connection:
+            hold(connection, *stored)
             version = _version_of_job(connection, model, job) or self._insert(connection, model, manifest, job=job, parent=parent)
             if within is not None:
                 within(connection, version)
@@ -110,8 +111,13 @@ class Registry(Contents):
         with self.database.begin() as connection:
             return aliases.remove(connection, model, alias)
 
-    def delete(self, model: str, version: str) -> None:
+    def delete(self, model: str, version: str, *, unless: Callable[[Connection, str, str], None] | None = None) -> None:
         """Remove a version for good; its number is not used again.
+
+        Args:
+            model: name of the model.
+            version: one of its versions.
+            unless: looks in the same transaction, given model and version; what it raises keeps the version.
 
         Raises:
             NotFoundError: there is no such model or version.
@@ -131,6 +137,8 @@ class Registry(Contents):
             job = connection.scalar(select(jobs.c.id).where(jobs.c.parent == name, jobs.c.state.in_(OPEN_STATES)))
             if job is not None:
                 raise ConflictError(f"{name} is what job {job} trains from: cancel the job or wait for it")
+            if unless is not None:
+                unless(connection, model, str(row.version))
             connection.execute(delete(versions).where(versions.c.model == model, versions.c.version == row.version))
 
     def _insert(self, connection: Connection, model: str, manifest: Manifest, *, job: str | None, parent: str | None) -> str:

@@ -14,4 +14,4 @@ def open_registry(settings: Settings) -> Registry:
     """
     url = settings.database_url
     database = connect(settings.workspace, None if url is None else url.get_secret_value())
-    return Registry(database, Blobs(settings.workspace / "blobs"))
+    return Registry(database, Blobs(settings.workspace / "blobs"), quota=settings.quota_bytes or None)

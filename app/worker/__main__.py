@@ -13,7 +13,6 @@ from pathlib import Path
 from app.errors import CorruptError, SpecnormError, StorageFullError, UnavailableError
 from app.jobs.attempt import Attempt, FencedError
 from app.jobs.store import Claim
-from app.registry.collect import collect
 from app.registry.registry import Registry
 from app.registry.workspace import open_registry
 from app.settings import Settings
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with pulse:
         yield_to_others()  # only now: a start at this priority might outlast the lease on a busy machine
         status = conclude(attempt, lambda: _work(attempt, registry, pulse, settings))
-    collect(database, registry.blobs)
+    registry.blobs.sweep()
     return status
 
 

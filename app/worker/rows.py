@@ -6,13 +6,13 @@ import numpy as np
 
 from app.jobs.attempt import Upload
 from app.jobs.request import Hyperparameters
-from app.registry.blobs import Blobs
+from app.registry.shelf import Shelf
 from app.worker.failure import JobFailedError
 from export.bundle import Manifest
 from specnorm_core.data import DataError, Dataset, read
 
 
-def load(blobs: Blobs, upload: Upload, manifest: Manifest, hyperparameters: Hyperparameters, *, param: str) -> Dataset:
+def load(blobs: Shelf, upload: Upload, manifest: Manifest, hyperparameters: Hyperparameters, *, param: str) -> Dataset:
     """Return the data set of an upload, its inputs in the shape that the model takes.
 
     Raises:

@@ -8,7 +8,7 @@ from torch import nn
 
 from app.errors import CorruptError, NotFoundError
 from app.jobs.attempt import Attempt
-from app.registry.blobs import Blobs
+from app.registry.shelf import Shelf
 from app.worker.failure import JobFailedError
 from app.worker.guarantee import above
 from app.worker.pulse import Pulse
@@ -28,7 +28,7 @@ def train(
     *,
     validation: Dataset | None,
     attempt: Attempt,
-    blobs: Blobs,
+    blobs: Shelf,
     pulse: Pulse,
 ) -> tuple[dict[str, float], Fit]:
     """Train ``model`` in place, from the job's last checkpoint if it has one, and return the last metrics and the run.
@@ -54,7 +54,7 @@ def train(
 
 
 def _run(
-    model: nn.Module, data: Dataset, options: Hyperparameters, *, validation: Dataset | None, attempt: Attempt, blobs: Blobs
+    model: nn.Module, data: Dataset, options: Hyperparameters, *, validation: Dataset | None, attempt: Attempt, blobs: Shelf
 ) -> tuple[Fit, dict[str, float]]:
     """Return the run as its last checkpoint left it, with the numbers of then, or a new one where there is none that can be used."""
     kept, begun = attempt.last_checkpoint(), attempt.charged()
@@ -77,7 +77,7 @@ def _run(
 class _Diary:
     """What is known of a run so far, and how much of it was written down."""
 
-    def __init__(self, run: Fit, attempt: Attempt, blobs: Blobs, known: dict[str, float]) -> None:
+    def __init__(self, run: Fit, attempt: Attempt, blobs: Shelf, known: dict[str, float]) -> None:
         self._run, self._attempt, self._blobs = run, attempt, blobs
         self._first = self._noted = run.step
         self._began = self._told = time.monotonic()

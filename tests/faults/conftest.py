@@ -27,9 +27,9 @@ from app.jobs.attempt import Attempt
 from app.jobs.request import parse
 from app.jobs.store import Jobs
 from app.registry.blobs import Blobs
-from app.registry.collect import collect
 from app.registry.files import Files
 from app.registry.registry import Registry
+from app.registry.shelf import Shelf
 from app.worker.__main__ import conclude
 from app.worker.pulse import Pulse
 from app.worker.tune import tune
@@ -216,7 +216,7 @@ class Machine:
         """The store is whole: every file of every version is there with its sha256, nothing else is kept, nothing half written is left."""
         assert not list((self.folder / "blobs" / "tmp").iterdir())
         engine = connect(self.folder)
-        collect(engine, Blobs(self.folder / "blobs"), older_than=0)
+        Shelf(engine, Blobs(self.folder / "blobs")).sweep(older_than=0)
         engine.dispose()
         status, written = self.run("app.cli", "models", "verify", "--json")
         assert status == 0, written

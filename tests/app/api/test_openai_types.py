@@ -70,7 +70,7 @@ def test_events_and_checkpoints_are_the_clients(service: Any, job: str) -> None:
     made.accept("good")
     made.start("go")
     made.progress("Step 1 of 2", {"loss": 0.5, "sigma": {"0": 1.5}}, step=1, steps=2, seconds_left=3)
-    made.checkpoint("0" * 64, step=1, metrics={"train_loss": 0.5, "valid_loss": 0.25})
+    made.checkpoint(service.registry.blobs.put(b"0"), step=1, metrics={"train_loss": 0.5, "valid_loss": 0.25})
     events = strictly(SyncCursorPage[FineTuningJobEvent], service.http.get(f"{JOBS}/{job}/events"))
     assert {event["type"] for event in events["data"]} == {"message", "metrics"}
     page = strictly(SyncCursorPage[FineTuningJobCheckpoint], service.http.get(f"{JOBS}/{job}/checkpoints"))

@@ -79,7 +79,7 @@ def test_a_job_has_every_field_of_the_clients_type_from_its_first_answer_to_its_
     made.accept("The data are good.")
     made.start("Training starts.")
     made.progress("Step 1 of 2", {"loss": 0.5}, step=1, steps=2, seconds_left=3)
-    made.checkpoint("0" * 64, step=1, metrics={"train_loss": 0.5})
+    made.checkpoint(service.registry.blobs.put(b"0"), step=1, metrics={"train_loss": 0.5})
     running = service.openai.fine_tuning.jobs.retrieve(job.id)
     strictly(FineTuningJob, running)
     assert running.status == "running"

@@ -119,7 +119,7 @@ def test_a_worker_whose_job_was_taken_over_can_write_nothing(workspace: Any) -> 
         lambda: old.start(""),
         lambda: old.event(""),
         lambda: old.progress("", {}, step=1, steps=2, seconds_left=1),
-        lambda: old.checkpoint("0" * 64, step=1, metrics={}),
+        lambda: old.checkpoint(workspace.registry.blobs.put(b"0"), step=1, metrics={}),
         lambda: old.release(""),
         lambda: old.fail("x", "y"),
         lambda: old.succeed("done"),
@@ -287,11 +287,12 @@ def test_only_the_last_checkpoint_holds_bytes_and_an_ended_job_none(workspace: A
     job = workspace.create()["id"]
     made = running(workspace)
     assert made.last_checkpoint() is None
-    made.checkpoint("1" * 64, step=10, metrics={"train_loss": 0.5})
-    made.checkpoint("2" * 64, step=20, metrics={"train_loss": 0.4})
+    made.checkpoint(workspace.registry.blobs.put(b"1"), step=10, metrics={"train_loss": 0.5})
+    last = workspace.registry.blobs.put(b"2")
+    made.checkpoint(last, step=20, metrics={"train_loss": 0.4})
     kept = made.last_checkpoint()
     assert kept is not None
-    assert (kept.digest, kept.metrics) == ("2" * 64, {"train_loss": 0.4})
+    assert (kept.digest, kept.metrics) == (last.digest, {"train_loss": 0.4})
     page = workspace.jobs.checkpoints(job)
     assert [item["step_number"] for item in page.items] == [20, 10]
     assert page.items[0]["metrics"] == {"step": 20, "train_loss": 0.4}

@@ -9,12 +9,13 @@ from app.db import connect
 from app.errors import ConflictError, InvalidRequestError, NotFoundError, TooLargeError
 from app.registry.blobs import Blobs
 from app.registry.files import Files
+from app.registry.shelf import Shelf
 
 
 @pytest.fixture
 def files(tmp_path: Path, database_url: str | None):
     engine = connect(tmp_path, database_url)
-    yield Files(engine, Blobs(tmp_path / "blobs"), max_bytes=1000)
+    yield Files(engine, Shelf(engine, Blobs(tmp_path / "blobs")), max_bytes=1000)
     engine.dispose()
 
 

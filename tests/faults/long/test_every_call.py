@@ -15,7 +15,6 @@ import pytest
 
 from app.db import connect
 from app.registry.blobs import Blobs
-from app.registry.collect import collect
 from app.registry.registry import Registry
 
 CALLS = ("fsync", "fdatasync", "link", "linkat", "rename", "renameat", "unlink", "unlinkat", "ftruncate", "pwrite64", "write")
@@ -82,7 +81,7 @@ def state(folder: Path) -> tuple[list[str], str | None]:
     """Open the store as a restart does, and return the versions and the live one, all of them found whole."""
     engine = connect(folder)
     registry = Registry(engine, Blobs(folder / "blobs"))
-    collect(engine, registry.blobs, older_than=0)
+    registry.blobs.sweep(older_than=0)
     assert not list((folder / "blobs" / "tmp").iterdir())
     versions, live = registry.versions("digits"), registry.live("digits")
     for version in versions:
