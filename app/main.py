@@ -34,7 +34,6 @@ from app.observability import Metrics
 from app.registry.files import Files
 from app.registry.registry import Registry
 from app.registry.retention import Retention
-from app.registry.retention import Retention
 from app.registry.workspace import open_registry
 from app.security import Access, access
 from app.settings import Settings
