@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from export import bundle, radius
 from export.admission.structure import StructureError, opened
 from export.audit import AuditError, Report
-from export.bundle import Lipschitz, Manifest, Tensor
+from export.bundle import Layer, Lipschitz, Manifest, Tensor
 from export.graph import Graph
 from export.proof import Proved, proved
 from export.radius import RADIUS, TENSOR
@@ -132,17 +132,19 @@ def layer_faults(manifest: Manifest, report: Report, model: onnx.ModelProto) -> 
         if layer.kind not in kinds or found.shape != layer.shape:
             yield f"layer {layer.name!r}: the bytes have {found.kind} {found.shape}, the manifest says {layer.kind} {layer.shape}"
             continue
-        norm = found.sigma_upper if layer.norm == "operator" else matricised(model, layer.name)
+        norm = found.sigma_upper if layer.norm == "operator" else matricised(model, layer)
         if norm > layer.folded_sigma_upper:
             yield f"layer {layer.name!r}: the bytes have norm {norm}, not {layer.folded_sigma_upper}"
         if layer.folded_sigma_upper > layer.target:
             yield f"layer {layer.name!r}: its folded norm {layer.folded_sigma_upper} is above its target {layer.target}"
 
 
-def matricised(model: onnx.ModelProto, layer: str) -> float:
-    """Return the norm of a layer's kernel as a matrix; infinite where it has none."""
-    kernel = next((weight for weight in model.graph.initializer if weight.name == f"{layer}.weight"), None)
-    return math.inf if kernel is None else matricised_sigma_upper(numpy_helper.to_array(kernel))
+def matricised(model: onnx.ModelProto, layer: Layer) -> float:
+    """Return the norm of a layer's kernel as a matrix of a row for each of its outputs; infinite where it has none."""
+    kernel = next((numpy_helper.to_array(weight) for weight in model.graph.initializer if weight.name == f"{layer.name}.weight"), None)
+    if kernel is None:
+        return math.inf
+    return matricised_sigma_upper(kernel.swapaxes(0, 1) if layer.kind.startswith("convtranspose") else kernel)
 
 
 def bound_faults(who: str, promised: Lipschitz, proof: Proved) -> Iterator[str]:

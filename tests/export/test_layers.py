@@ -13,7 +13,8 @@ import specnorm_core as sn
 from export import verify
 from export.fold import FoldError, fold
 from export.pipeline import export_bundle, load_bundle
-from export.rounding import error_bound
+from export.proof import proved
+from export.radius import detached
 from export.to_onnx import GraphError, to_onnx
 from specnorm_core.architecture import Architecture, Conv1d, Conv2d, Conv3d, ConvTranspose2d, Flatten, Linear, Network, Sort, Unflatten
 
@@ -71,7 +72,7 @@ def test_the_bytes_compute_the_layer_and_their_bound_holds(name):
         norm = jacobian_norm(folded, row)
         assert 0.01 < norm <= manifest.lipschitz.bound
     exact = verify.outputs_of(folded.double(), x.astype(np.float64))
-    error = error_bound(folded.float(), {found.name: found.folded_sigma_upper for found in manifest.layers})
+    error = proved(detached(onnx.load_from_string(files["model.onnx"]))[0], "logits").error
     off = np.linalg.norm(served["logits"] - exact, axis=1)
     assert (off <= error.slope * np.linalg.norm(x.reshape(len(x), -1).astype(np.float64), axis=1) + error.offset).all()
     again, provenance = load_bundle(files)
@@ -105,8 +106,8 @@ def test_the_error_of_a_layer_is_that_of_its_absolute_map_and_as_many_terms_as_m
     terms = shape[0] // layer.groups * math.prod(layer.kernel)
     assert int((jacobian.flatten(1) != 0).sum(dim=1).max()) <= terms
     unit = 2.0**-24
-    expected = 2 * unit + (terms + 2) * unit * norm  # the two roundings of the normalisation pass through a layer of norm 1
-    assert expected <= error_bound(folded, {"0": 1.0}).slope <= expected * 1.05
+    expected = (terms + 2) * unit * norm
+    assert expected * (1 - 1e-9) <= proved(to_onnx(folded, classifier=False), "prediction").error.slope <= expected * 1.05
 
 
 def test_a_matricised_transposed_convolution_is_folded_in_its_own_norm_and_bounded_by_the_true_one():

@@ -146,6 +146,25 @@ def test_a_sum_of_products_may_be_off_by_a_rounding_for_every_term():
     assert gamma(5) == pytest.approx(5 * UNIT / (1 - 5 * UNIT), rel=1e-11)
 
 
+def test_it_is_the_absolute_weights_that_count():
+    """Norm 2 where the signs cancel, 4 where they do not."""
+    signs = np.float32([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+    error = bound(graph([("Gemm", ["x", "w"], "y", {"transB": 1})], {"w": signs}, (4,)))
+    assert error.slope == pytest.approx(4 * 6 * UNIT, rel=1e-6)
+    kernel = signs.reshape(4, 4, 1, 1)
+    assert bound(graph([("Conv", ["x", "w"], "y", {})], {"w": kernel}, (4, 2, 2))).slope == pytest.approx(4 * 6 * UNIT, rel=1e-3)
+
+
+def test_as_many_terms_count_as_meet_in_one_number_and_a_bias_counts_in_every_pixel():
+    for op, shape, terms, pixels in (("Conv", (3, 2, 2, 2), 8, 9), ("ConvTranspose", (2, 3, 2, 2), 8, 25)):
+        kernel = np.zeros(shape, np.float32)
+        kernel[0, 0, 0, 0] = 1
+        zero = bound(graph([(op, ["x", "w"], "y", {})], {"w": kernel}, (2, 4, 4)))
+        assert zero.slope == pytest.approx((terms + 2) * UNIT, rel=1e-3)
+        shifted = bound(graph([(op, ["x", "w", "b"], "y", {})], {"w": kernel, "b": np.float32([3, 4, 0])}, (2, 4, 4)))
+        assert shifted.offset == pytest.approx((terms + 2) * UNIT * 5 * math.sqrt(pixels), rel=1e-6)
+
+
 def worst_sum(w, x, b):
     """The largest error of ``w'x + b`` over orders of summation, in float32 with every product rounded, exactly."""
     true = sum((Fraction(float(p)) * Fraction(float(q)) for p, q in zip(w, x, strict=True)), Fraction(float(b)))
