@@ -33,8 +33,7 @@ class Blobs:
         """Write ``content`` under ``tmp``."""
         path = self._draft / secrets.token_hex(16)
         try:
-            with path.open("xb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX)  # tells `tidy` that somebody writes it
+            with _claimed(path) as stream:
                 digest, size = _copy(content, stream)
                 yield Draft(digest, size, path.name)
         except OSError as error:
@@ -47,11 +46,8 @@ class Blobs:
     def settle(self, draft: Draft) -> None:
         """Link the draft; a copy that has rotted on the disk is replaced."""
         final, path = self._final / draft.digest, self._draft / draft.place
-        try:
-            os.link(path, final)
-        except FileExistsError:
-            if _digest(final) != draft.digest:
-                path.replace(final)
+        while not _linked(path, final, draft.digest):
+            pass  # a sweep removed what was there already, between two looks
         descriptor = os.open(self._final, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -85,6 +81,32 @@ class Blobs:
         """Remove drafts that nobody writes any more."""
         for path in self._draft.iterdir():
             _remove_if_idle(path)
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[BinaryIO]:
+    """Make a file and hold the lock that tells `tidy` that somebody writes it."""
+    while True:
+        with path.open("wb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if os.fstat(stream.fileno()).st_nlink == 0:
+                continue  # tidied away before the lock was had
+            yield stream
+            return
+
+
+def _linked(path: Path, final: Path, digest: str) -> bool:
+    """Return whether ``final`` holds the bytes now; False where it went away meanwhile."""
+    try:
+        os.link(path, final)
+    except FileExistsError:
+        try:
+            found = _digest(final)
+        except FileNotFoundError:
+            return False
+        if found != digest:
+            path.replace(final)  # it has rotted on the disk
+    return True
 
 
 def _copy(chunks: Iterable[bytes], stream: BinaryIO) -> tuple[str, int]:
