@@ -48,12 +48,12 @@ def _begin(connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
 
 
-def _name_error(context: ExceptionContext) -> None:
+def _name_error(context: ExceptionContext) -> SpecnormError | None:
+    """Return what is raised instead."""
     kind = _NAMED.get(_state(context.original_exception))
     if kind is None and isinstance(context.sqlalchemy_exception, _GONE):
         kind = UnavailableError
-    if kind is not None:
-        context.chained_exception = kind()
+    return None if kind is None else kind()
 
 
 def _state(error: Any) -> str:

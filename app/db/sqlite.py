@@ -14,6 +14,9 @@ BUSY_SECONDS = 30.0
 _NAMED: dict[int, type[SpecnormError]] = {
     sqlite3.SQLITE_FULL: StorageFullError,
     sqlite3.SQLITE_BUSY: UnavailableError,
+    sqlite3.SQLITE_LOCKED: UnavailableError,
+    sqlite3.SQLITE_PROTOCOL: UnavailableError,
+    sqlite3.SQLITE_NOMEM: UnavailableError,
     sqlite3.SQLITE_READONLY: UnavailableError,
     sqlite3.SQLITE_CANTOPEN: UnavailableError,
     sqlite3.SQLITE_IOERR: UnavailableError,
@@ -44,7 +47,7 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
-def _name_error(context: ExceptionContext) -> None:
+def _name_error(context: ExceptionContext) -> SpecnormError | None:
+    """Return what is raised instead."""
     kind = _NAMED.get(getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF)  # the low byte is the primary code
-    if kind is not None:
-        context.chained_exception = kind()
+    return None if kind is None else kind()

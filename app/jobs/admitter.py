@@ -83,7 +83,7 @@ class Admitter:
             while True:
                 try:
                     await asyncio.to_thread(self.turn)
-                except (SpecnormError, OSError):
+                except Exception:  # whatever it was: the next model is to be judged once it is over
                     log.exception("judging models is held up")
                     await asyncio.sleep(1.0)
                 await asyncio.sleep(POLL_SECONDS)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from app.errors import SpecnormError
 from app.jobs.launcher import Launcher, Running
 from app.jobs.store import Claim, Jobs, Lease
 from app.settings import Settings
@@ -56,7 +55,7 @@ class Dispatcher:
             while True:
                 try:
                     await asyncio.to_thread(self.turn)
-                except (SpecnormError, OSError):
+                except Exception:  # whatever it was: jobs are to go on once it is over
                     log.exception("dispatching is held up")
                     await asyncio.sleep(1.0)
                 await asyncio.sleep(POLL_SECONDS)

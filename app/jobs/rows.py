@@ -22,9 +22,15 @@ def find(connection: Connection, job: str, *, held: bool = False) -> Row[Any]:
     return row
 
 
+def now(connection: Connection, job: str) -> int:
+    """Return the seconds since 1970, or those of the job's last event where the clock was set back meanwhile."""
+    last = select(job_events.c.created_at).where(job_events.c.job == job).order_by(job_events.c.number.desc()).limit(1)
+    return max(int(time.time()), connection.scalar(last) or 0)
+
+
 def append(connection: Connection, job: str, message: str, *, level: Level = "info", data: dict[str, Any] | None = None) -> None:
     """Append an event; one with ``data`` is of the type ``metrics``."""
-    row = {"id": f"ftevent-{secrets.token_hex(12)}", "job": job, "created_at": int(time.time()), "level": level}
+    row = {"id": f"ftevent-{secrets.token_hex(12)}", "job": job, "created_at": now(connection, job), "level": level}
     kind = "message" if data is None else "metrics"
     connection.execute(insert(job_events).values(**row, type=kind, message=message, data=data))
 
@@ -41,7 +47,7 @@ def move(connection: Connection, row: Row[Any], event: Event, **values: Any) -> 
     if event in LEAVES:
         values |= {"owner": None, "estimated_finish": None}
     if state in TERMINAL:
-        values |= {"finished_at": int(time.time()), "paused": False}
+        values |= {"finished_at": now(connection, row.id), "paused": False}
         connection.execute(update(job_checkpoints).where(job_checkpoints.c.job == row.id).values(digest=None))
     connection.execute(update(jobs).where(jobs.c.id == row.id).values(state=state.value, **values))
     return state

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from app.db import history, models, versions
 from app.errors import ConflictError, NotFoundError
@@ -79,5 +79,7 @@ def move(connection: Connection, model: str, version: str, *, what: str, why: st
     """Point ``model`` at ``version`` and add the line to its history."""
     before = known(connection, model).live
     connection.execute(update(models).where(models.c.name == model).values(live=int(version)))
-    row = {"model": model, "at": int(time.time()), "what": what, "who": who, "why": why, "before": before, "after": int(version)}
+    last = connection.scalar(select(func.max(history.c.at)).where(history.c.model == model))
+    at = max(int(time.time()), last or 0)  # the clock may have been set back
+    row = {"model": model, "at": at, "what": what, "who": who, "why": why, "before": before, "after": int(version)}
     connection.execute(insert(history).values(row))
