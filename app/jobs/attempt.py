@@ -94,7 +94,7 @@ class Attempt:
         with self._fenced() as (connection, row):
             hold(connection, stored)
             connection.execute(update(job_checkpoints).where(job_checkpoints.c.job == row.id).values(digest=None))
-            found = {"id": f"ftckpt-{secrets.token_hex(12)}", "job": row.id, "created_at": int(time.time()), "step": step}
+            found = {"id": f"ftckpt-{secrets.token_hex(12)}", "job": row.id, "created_at": rows.now(connection, row.id), "step": step}
             connection.execute(insert(job_checkpoints).values(**found, metrics=metrics, digest=stored.digest))
 
     def last_checkpoint(self) -> Kept | None:
