@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from app.cli import bench, children, jobs, keys, models, serve
+from app.cli import bench, children, jobs, keys, models, serve, storage
 from app.errors import SpecnormError
 
 root = typer.Typer(
@@ -15,7 +15,7 @@ root = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for room in (serve, children, keys, bench):
+for room in (serve, children, keys, storage, bench):
     room.register(root)
 root.add_typer(models.commands, name="models")
 root.add_typer(jobs.commands, name="jobs")

@@ -21,6 +21,8 @@ DATABASE = "specnorm.db"
 
 SERVERS = {"postgresql+psycopg": postgres.engine, "postgresql": postgres.engine}
 
+SNAPSHOT: dict[str, dict[str, str]] = {"sqlite": {}, "postgresql": {"isolation_level": "REPEATABLE READ"}}  # SQLite's always are
+
 
 def connect(workspace: Path, url: str | None = None) -> Engine:
     """Return an engine on the database of ``workspace``, made where there is none and brought up to this release.
@@ -54,7 +56,7 @@ def connect(workspace: Path, url: str | None = None) -> Engine:
 def reading(engine: Engine) -> Iterator[Connection]:
     """Open a snapshot for reading, which neither waits for a writer nor holds one up."""
     with engine.connect() as connection:
-        yield connection.execution_options(specnorm_reading=True)
+        yield connection.execution_options(specnorm_reading=True, **SNAPSHOT[engine.dialect.name])
 
 
 def _embedded(workspace: Path) -> tuple[Engine, str]:
