@@ -154,6 +154,10 @@ class SpectralLayer(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             return (self._u * self.forward_map(self._v, weight)).sum()
 
+    def latest_sigma(self) -> Tensor:
+        """Return sigma as the last forward pass in training took it, detached; as it is now, where there was none since a refresh."""
+        return self.sigma().detach() if self._image is None else torch.dot(self._u.view(-1), self._image.view(-1))
+
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
         """The cached ``(u, v)``."""

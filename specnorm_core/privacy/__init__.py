@@ -6,11 +6,11 @@
 
 from specnorm_core.privacy.accounting import epsilon, noise_multiplier
 from specnorm_core.privacy.clipping import SLACK, NotPrivateError, check, clipped_sum
-from specnorm_core.privacy.noise import Secure, Seeded, Source, add_noise, poisson
+from specnorm_core.privacy.noise import Secure, Seeded, Source, poisson
 from specnorm_core.privacy.options import Plan, Privacy
 from specnorm_core.privacy.step import set_gradients
 
 __all__ = [
-    "SLACK", "NotPrivateError", "Plan", "Privacy", "Secure", "Seeded", "Source", "add_noise", "check", "clipped_sum", "epsilon",
+    "SLACK", "NotPrivateError", "Plan", "Privacy", "Secure", "Seeded", "Source", "check", "clipped_sum", "epsilon",
     "noise_multiplier", "poisson", "set_gradients",
 ]  # fmt: skip

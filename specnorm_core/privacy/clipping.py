@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from specnorm_core import per_sample
-from specnorm_core.privacy.dense import Dense, dense
+from specnorm_core.privacy.dense import Dense, Rows, Take, dense, rows
 
 SLACK = 2.0**-10
 """Rows are clipped this much (relative) below the bound: the room for the rounding of the float32 sum over them."""
@@ -73,19 +74,23 @@ class _Layer:
         """Keep the gradient of the output."""
         self.returned, self.g = True, g
 
-    def squares(self) -> Tensor:
-        """Return the squared norm of each row's gradient of this layer, ``(B,)`` float64, rounded up."""
+    def squares(self) -> Rows:
+        """Return the squared norm of each row's gradient of this layer, ``(B,)``, rounded up."""
         if self.y._version == self.version:  # else something that works in place has put its own result there
             self.dense = dense(self.module, self.x, self.g, self.y)
-        return self.dense.squares() if self.dense else per_sample.squared_norms(self.module, self.x, self.g).double()
+        self.y = torch.empty(0)
+        return self.dense.squares() if self.dense else rows(per_sample.squared_norms(self.module, self.x, self.g))
 
-    def weighted_sum(self, weights: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Return the sum of the rows' gradients, each times its weight, and drop what was kept."""
-        weights = weights.to(self.g.dtype)
-        total = self.dense.weighted_sum(weights) if self.dense else per_sample.weighted_sum(self.module, self.x, self.g, weights)
+    def weighted_sum(self, weights: Rows, take: Take) -> None:
+        """Hand the sum of the rows' gradients, each times its weight, to ``take``, and drop what was kept."""
+        if self.dense:
+            self.dense.weighted_sum(weights, take)
+        else:
+            sums = per_sample.weighted_sum(self.module, self.x, self.g, torch.from_numpy(weights).to(self.g))
+            for parameter, total in sums.items():
+                take(parameter, slice(None), total)
         self.x = self.y = self.g = torch.empty(0)
         self.dense = None
-        return total
 
     def drop(self, bad: Tensor) -> None:
         """Put zeros in the place of rows whose numbers are not finite."""
@@ -176,21 +181,32 @@ def _backward(layers: list[_Layer], losses: Callable[[], Tensor]) -> int:
     return len(rows)
 
 
-def _weights(layers: list[_Layer], max_norm: float) -> Tensor:
+def _weights(layers: list[_Layer], max_norm: float) -> Rows:
     """Return ``min(1, C / norm)`` of each row, ``(B,)``; a row whose norm is not finite gets zero, and so do its x and g."""
-    squared = torch.stack([layer.squares() for layer in layers]).sum(dim=0)
-    weights = (max_norm * (1 - SLACK) / squared.sqrt()).clamp_(max=1.0)
-    bad = ~squared.isfinite()
-    if bool(bad.any()):
+    with np.errstate(all="ignore"):
+        squared = np.sum([layer.squares() for layer in layers], axis=0)
+        weights: Rows = np.minimum(max_norm * (1 - SLACK) / np.sqrt(squared), 1.0)
+    bad = ~np.isfinite(squared)
+    if bad.any():
         weights[bad] = 0.0
         for layer in layers:
-            layer.drop(bad)
+            layer.drop(torch.from_numpy(bad).to(layer.g.device))
     return weights
 
 
-def clipped_sum(
-    model: nn.Module, losses: Callable[[], Tensor], *, max_grad_norm: float, divisor: float = 1.0
-) -> dict[nn.Parameter, Tensor]:
+def clip(model: nn.Module, losses: Callable[[], Tensor], take: Take, *, max_grad_norm: float, divisor: float = 1.0) -> None:
+    """Hand ``sum_b min(1, C / norm(grad_b)) grad_b / divisor`` to ``take``, in parts; see :func:`clipped_sum`."""
+    if not (max_grad_norm > 0 and math.isfinite(max_grad_norm)):
+        raise ValueError(f"max_grad_norm must be a finite number above 0, got {max_grad_norm}")
+    layers = _layers(model)
+    _backward(layers, losses)
+    with torch.no_grad():
+        weights = _weights(layers, max_grad_norm) / divisor
+        for layer in layers:
+            layer.weighted_sum(weights, take)
+
+
+def clipped_sum(model: nn.Module, losses: Callable[[], Tensor], *, max_grad_norm: float) -> dict[nn.Parameter, Tensor]:
     """Return ``sum_b min(1, C / norm(grad_b)) grad_b`` for each trainable parameter; adding or removing a row changes it by at most C.
 
     The norm of a row is over all parameters, rounded up; C is ``max_grad_norm``, less a hair for the rounding of the sum. Gradients that
@@ -200,16 +216,15 @@ def clipped_sum(
         model: whose layers treat every row of a batch by itself.
         losses: runs the forward pass and returns one loss per row, ``(B,)``.
         max_grad_norm: C, above 0.
-        divisor: what the whole is divided by.
 
     Raises:
         NotPrivateError: the model or the loss is not of this kind.
         ValueError: C is not above 0, or there is no rule for a layer.
     """
-    if not (max_grad_norm > 0 and math.isfinite(max_grad_norm)):
-        raise ValueError(f"max_grad_norm must be a finite number above 0, got {max_grad_norm}")
-    layers = _layers(model)
-    _backward(layers, losses)
-    with torch.no_grad():
-        weights = _weights(layers, max_grad_norm).div_(divisor)
-        return {parameter: total for layer in layers for parameter, total in layer.weighted_sum(weights).items()}
+    total: dict[nn.Parameter, Tensor] = {}
+
+    def take(parameter: nn.Parameter, rows: slice, part: Tensor) -> None:
+        total.setdefault(parameter, torch.empty_like(parameter, dtype=part.dtype))[rows] = part
+
+    clip(model, losses, take, max_grad_norm=max_grad_norm)
+    return total

@@ -4,64 +4,85 @@
 ``simplified``. Its norm is that of exactly what is summed, whatever rounding did to lam: ``lam`` is a number that both share.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from specnorm_core.functional import CONSTRAINTS
 from specnorm_core.layers import SpectralLinear
+from specnorm_core.privacy.ahead import blocks
 
 UNIT = 2.0**-53
+
+Rows = NDArray[np.float64]
+"""A number for each row of a batch."""
+
+Take = Callable[[nn.Parameter, slice, Tensor], None]
+"""What takes a part of a sum: the parameter, the slice of its first axis, and the part, which is the taker's until it
+returns."""
+
+
+def rows(values: Tensor) -> Rows:
+    """Return ``values (B,)`` as numbers of rows."""
+    return values.numpy(force=True).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """One layer in one pass: ``x (B, n)``, ``g (B, m)``; without lam the second term is left out."""
+    """One layer in one pass: ``x (B, n)``, ``g (B, m)``; without lam ``(B,)`` the second term is left out.
+
+    Numbers of rows are float64 arrays of NumPy: there are many small operations on them, of which each costs PyTorch microseconds.
+    """
 
     layer: nn.Linear | SpectralLinear
     x: Tensor
     g: Tensor
-    scale: Tensor | None = None
-    lam: Tensor | None = None
+    scale: float = 1.0
+    lam: Rows | None = None
 
-    @property
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, by name."""
-        return {name: parameter for name, parameter in self.layer.named_parameters(recurse=False) if parameter.requires_grad}
-
-    def squares(self) -> Tensor:
-        """Return each row's squared norm over the trainable parameters, ``(B,)`` float64, rounded up."""
-        long_x, long_g = (torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in (self.x, self.g))
+    def squares(self) -> Rows:
+        """Return each row's squared norm over the trainable parameters, ``(B,)``, rounded up."""
+        x, g = (rows(torch.linalg.vector_norm(part, dim=1, dtype=torch.float64)) ** 2 for part in (self.x, self.g))
         terms = self.x.shape[1] + self.g.shape[1] + 16
-        found = torch.zeros_like(long_g)
-        if "weight" in self.trained:
-            found = (long_x * long_g).square()
+        found = np.zeros_like(g)
+        if self.layer.weight.requires_grad:
+            found = x * g
             if self.lam is not None and isinstance(self.layer, SpectralLinear):
                 u, v = self.layer.pair
-                lam = self.lam.double()
-                size = long_x * long_g + lam.abs()
+                cross = rows(torch.mv(self.g, u)) * rows(torch.mv(self.x, v))
+                size = np.sqrt(found) + np.abs(self.lam)
                 # <g, u> and <x, v> are in the layer's own type; any order of summation errs by at most so much.
                 error = 2 * terms * torch.finfo(self.x.dtype).eps
-                found = found + lam * (lam - 2 * torch.mv(self.g, u).double() * torch.mv(self.x, v)) + error * size.square()
-            if self.scale is not None:
-                found = found * self.scale.double().square()
-        if "bias" in self.trained:
-            found = found + long_g.square()
+                found += self.lam * (self.lam - 2 * cross) + error * size**2
+            found *= self.scale**2
+        if self.layer.bias is not None and self.layer.bias.requires_grad:
+            found += g
         return found * (1 + 16 * terms * UNIT)
 
-    def weighted_sum(self, weights: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Return ``sum_b weights_b h_b``: one product of matrices, and a rank-one term."""
-        trained, total = self.trained, dict[nn.Parameter, Tensor]()
+    def weighted_sum(self, weights: Rows, take: Take) -> None:
+        """Hand ``sum_b weights_b h_b`` to ``take``: a product of matrices, and a rank-one term, for some rows of the weight at a time."""
+        trained = {name: parameter for name, parameter in self.layer.named_parameters(recurse=False) if parameter.requires_grad}
         if "bias" in trained:
-            total[trained["bias"]] = weights @ self.g
-        if "weight" in trained:
-            own = weights if self.scale is None else weights * self.scale
-            total[trained["weight"]] = summed = (self.g * own[:, None]).T @ self.x
-            if self.lam is not None and isinstance(self.layer, SpectralLinear):
-                u, v = self.layer.pair
-                summed.addr_(u * torch.dot(own, self.lam), v, alpha=-1)
-        return total
+            take(trained["bias"], slice(None), torch.from_numpy(weights).to(self.g) @ self.g)
+        if "weight" not in trained:
+            return
+        own = weights * self.scale
+        g = (self.g * torch.from_numpy(own).to(self.g)[:, None]).T
+        slices = list(blocks(self.layer.weight.shape))
+        scratch = self.g.new_empty(slices[0].stop, self.x.shape[1])
+        column, row = None, None
+        if self.lam is not None and isinstance(self.layer, SpectralLinear):
+            u, v = self.layer.pair
+            column, row = u.mul(-float(own @ self.lam))[:, None], v[None]
+        for part in slices:
+            total = torch.mm(g[part], self.x, out=scratch[: part.stop - part.start])
+            if column is not None and row is not None:
+                total.addmm_(column[part], row)
+            take(trained["weight"], part, total)
 
 
 def dense(layer: nn.Module, x: Tensor, g: Tensor, y: Tensor) -> Dense | None:
@@ -72,14 +93,15 @@ def dense(layer: nn.Module, x: Tensor, g: Tensor, y: Tensor) -> Dense | None:
         return None
     if not isinstance(layer, SpectralLinear):
         return Dense(layer, x, g)
-    sigma = layer.sigma().detach()
-    scale = CONSTRAINTS[layer.constraint](sigma, layer.target)
+    norm = layer.latest_sigma()
+    sigma = float(norm)
+    scale = float(CONSTRAINTS[layer.constraint](norm, layer.target))
     if layer.gradient_mode == "simplified":
         return Dense(layer, x, g, scale)
-    lam = (g * y).sum(dim=1)
+    lam = rows(torch.linalg.vecdot(g, y))
     if layer.bias is not None:
-        lam = lam - torch.mv(g, layer.bias.detach())
-    lam = lam / (scale * sigma)
-    if layer.constraint == "cap":
-        lam = torch.where(sigma > layer.target, lam, 0.0)
+        lam -= rows(torch.mv(g, layer.bias.detach()))
+    lam /= scale * sigma
+    if layer.constraint == "cap" and sigma <= layer.target:
+        lam *= 0.0
     return Dense(layer, x, g, scale, lam)

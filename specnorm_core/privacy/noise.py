@@ -1,23 +1,44 @@
 """Gaussian noise and Poisson sampling, from the system's cryptographic source or from a seed.
 
-Floating-point noise has holes from which the sum under it can be read off (Mironov 2012). The secure source draws in float64, from 128
-bits per pair, adds in float64, and only then rounds to a grid that does not depend on the data: each point of the grid stands for some
-2^30 values of the draw. (Opacus adds four draws of float32 to the same end.)
+Floating-point noise has holes from which the sum under it can be read off (Mironov 2012). So noise and sum meet on a grid that the data do
+not touch: the noise is drawn in float64, from 128 bits per pair, and rounded to it, each point standing for some 2^32 values of the draw;
+the sum is rounded to it by itself. Points add up exactly, so what is released is the rounding of a continuous draw around the rounded sum:
+the guarantee of Gaussian noise, for a sum that one row moves by ``sqrt(entries)`` spacings more, which the clipping leaves room for.
 """
 
 import math
 import ssl
 from abc import ABC, abstractmethod
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+FloatsT = TypeVar("FloatsT", Tensor, NDArray[Any])
 
 CHUNK = 2**15
 """Values drawn at a time: what stays in a cache."""
 
-GRID = 2.0**-22
-"""Spacing of what is released, as a multiple of the next power of two above the noise's standard deviation."""
+GRID = 2.0**-20
+"""Spacing of the grid, as a multiple of the next power of two above the noise's standard deviation: float32 holds 16 of these exactly."""
+
+
+def spacing(deviation: float) -> float:
+    """Return the spacing of the grid for noise of this standard deviation, a power of two."""
+    return GRID * 2.0 ** math.ceil(math.log2(deviation))
+
+
+def to_grid(values: FloatsT, step: float) -> FloatsT:
+    """Round ``values`` in place to the nearest multiples of ``step``, a power of two."""
+    values *= 1 / step
+    if isinstance(values, Tensor):
+        values.round_()
+    else:
+        np.rint(values, out=values)
+    values *= step
+    return values
 
 
 class Source(ABC):
@@ -28,8 +49,8 @@ class Source(ABC):
         """Return ``count`` random words of 64 bits, uint64."""
 
     @abstractmethod
-    def add(self, values: Tensor, deviation: float) -> None:
-        """Add ``N(0, deviation^2)`` to every entry of the contiguous ``values (N,)``, in place."""
+    def fill(self, values: Tensor, deviation: float) -> None:
+        """Put draws of ``N(0, deviation^2)`` into the contiguous ``values (N,)``, float32 or float64."""
 
 
 class Secure(Source):
@@ -39,18 +60,26 @@ class Secure(Source):
         """Return ``count`` words."""
         return np.frombuffer(ssl.RAND_bytes(8 * count), dtype=np.uint64)
 
-    def add(self, values: Tensor, deviation: float) -> None:
-        """Add noise by Box and Muller, whose tails reach 9.3 deviations, and round the sum to the grid."""
-        pairs = (len(values) + 1) // 2
-        drawn = torch.from_numpy(self.words(2 * pairs).view(np.int64).astype(np.float64))
-        radius, angle = drawn[:pairs], drawn[pairs:]
-        radius.abs_().clamp_(min=0.5).mul_(2.0**-63).log_().mul_(-2 * deviation**2).sqrt_()
-        sine = torch.sin(angle.mul_(math.pi * 2.0**-63)).mul_(radius)
-        radius.mul_(angle.cos_())
-        angle.copy_(sine)
-        # Adding and taking off 1.5 * 2^52 spacings rounds a float64 to a multiple of the spacing.
-        magic = 1.5 * 2.0**52 * GRID * 2.0 ** math.ceil(math.log2(deviation))
-        values.copy_(drawn[: len(values)].to(values.device).add_(values).add_(magic).sub_(magic))
+    def fill(self, values: Tensor, deviation: float) -> None:
+        """Draw by Box and Muller, whose tails reach 9.4 deviations, on the grid."""
+        step = spacing(deviation)
+        for part in values.split(CHUNK):
+            pairs = (len(part) + 1) // 2
+            radius, angle = (self.words(pairs).view(np.int64).astype(np.float64) for _ in range(2))
+            # -2 log |word / 2^63|, as minus the logarithm of the square; PyTorch is quicker at some functions, NumPy at others.
+            radius *= radius
+            radius += 0.25  # the word 0 has no logarithm
+            radius *= 2.0**-126
+            torch.from_numpy(radius).log_()
+            radius *= -(deviation**2)
+            np.sqrt(radius, out=radius)
+            angle *= math.pi * 2.0**-63
+            sine = torch.from_numpy(angle).sin().numpy()
+            torch.from_numpy(angle).cos_()
+            angle *= radius
+            sine *= radius
+            part[:pairs].copy_(torch.from_numpy(to_grid(angle, step)))
+            part[pairs:].copy_(torch.from_numpy(to_grid(sine, step)[: len(part) - pairs]))
 
 
 class Seeded(Source):
@@ -64,20 +93,9 @@ class Seeded(Source):
         """Return ``count`` words."""
         return self._words.integers(2**64, size=count, dtype=np.uint64)
 
-    def add(self, values: Tensor, deviation: float) -> None:
-        """Add one draw in float32, or the values' own type where that is wider."""
-        drawn = torch.empty(len(values), dtype=torch.promote_types(values.dtype, torch.float32))
-        values.add_(drawn.normal_(generator=self._noise).to(values.device), alpha=deviation)
-
-
-@torch.no_grad()
-def add_noise(values: Tensor, deviation: float, source: Source) -> Tensor:
-    """Return ``values + N(0, deviation^2)``, in the memory of ``values`` where that is contiguous."""
-    flat = values.contiguous().view(-1)
-    if deviation > 0:
-        for part in flat.split(CHUNK):
-            source.add(part, deviation)
-    return flat.view_as(values)
+    def fill(self, values: Tensor, deviation: float) -> None:
+        """Draw in the type of ``values``."""
+        values.normal_(std=deviation, generator=self._noise)
 
 
 def poisson(count: int, rate: float, source: Source) -> Tensor:

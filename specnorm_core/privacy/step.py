@@ -1,13 +1,14 @@
 """One step of DP-SGD (Abadi et al. 2016): a Poisson batch, clipped gradients, noise."""
 
+import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from specnorm_core.norms import spectral_layers
-from specnorm_core.privacy.clipping import clipped_sum
-from specnorm_core.privacy.noise import Secure, Source, add_noise
+from specnorm_core.privacy.ahead import Noise
+from specnorm_core.privacy.clipping import clip
+from specnorm_core.privacy.noise import Secure, Source, spacing
 
 
 def set_gradients(
@@ -30,12 +31,15 @@ def set_gradients(
     Raises:
         NotPrivateError: the model or the loss has no per-sample gradients that could be clipped.
     """
-    if losses is None:
-        total = {parameter: torch.zeros_like(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    else:
-        total = clipped_sum(model, losses, max_grad_norm=max_grad_norm, divisor=expected_rows)
-    for layer in spectral_layers(model).values():
-        layer.forget_image()  # an empty batch leaves none: (u, v), and sigma, would tell which batches were empty
-    source = source or Secure()
-    for parameter, summed in total.items():
-        parameter.grad = add_noise(summed, noise_multiplier * max_grad_norm / expected_rows, source)
+    deviation = noise_multiplier * max_grad_norm / expected_rows
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with Noise(trained, deviation, source or Secure()) as noise:
+        if losses is not None:
+            # Rounded to the grid, a sum of n entries moves by up to sqrt(n) spacings more.
+            entries = sum(parameter.numel() for parameter in trained)
+            room = math.sqrt(entries) * spacing(deviation) * expected_rows if deviation > 0 else 0.0
+            clip(model, losses, noise.add, max_grad_norm=max_grad_norm - room, divisor=expected_rows)
+        for layer in spectral_layers(model).values():
+            layer.forget_image()  # an empty batch leaves none: (u, v), and sigma, would tell which batches were empty
+        for parameter, gradient in noise.gradients():
+            parameter.grad = gradient

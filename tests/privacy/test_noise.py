@@ -3,10 +3,8 @@ import pytest
 import torch
 from scipy import stats
 
-from specnorm_core.privacy import Secure, Seeded, add_noise, poisson, set_gradients
-from specnorm_core.privacy.noise import GRID
-
-SOURCES = {"secure": Secure, "seeded": lambda: Seeded(7)}
+from specnorm_core.privacy import Secure, Seeded, poisson, set_gradients
+from specnorm_core.privacy.noise import spacing, to_grid
 
 
 class Fixed(Secure):
@@ -19,58 +17,74 @@ class Fixed(Secure):
         return self._words.integers(2**64, size=count, dtype=np.uint64)
 
 
+def drawn(count, source, deviation=1.0):
+    values = torch.empty(count)
+    source.fill(values, deviation)
+    return values.double().numpy()
+
+
 @pytest.mark.parametrize("source", [Fixed(3), Seeded(3)], ids=["secure", "seeded"])
 def test_noise_is_normal_with_the_stated_deviation_and_independent_entries(source):
-    drawn = add_noise(torch.zeros(100_001), 2.5, source).double().numpy() / 2.5
-    assert stats.kstest(drawn, "norm").pvalue > 1e-3
-    cells = stats.norm.ppf(np.linspace(0, 1, 65))
-    counts, _ = np.histogram(drawn, cells)
+    found = drawn(2**20 + 1, source, 2.5) / 2.5
+    assert stats.kstest(found, "norm").pvalue > 1e-3
+    cells = stats.norm.ppf(np.linspace(0, 1, 257))
+    counts, _ = np.histogram(found, cells)
     assert stats.chisquare(counts).pvalue > 1e-3
-    low, high = stats.chi2.ppf([1e-4, 1 - 1e-4], len(drawn))
-    assert low < np.sum(drawn**2) < high
-    for lag in (1, 16_384, 50_000):  # neighbours, the two halves of a pair, and afar
-        assert abs(np.mean(drawn[lag:] * drawn[:-lag])) < 4 / np.sqrt(len(drawn) - lag)
+    low, high = stats.chi2.ppf([1e-4, 1 - 1e-4], len(found))
+    assert low < np.sum(found**2) < high
+    for lag in (1, 16_384, 2**15, 50_000):  # neighbours, the two halves of a pair, two chunks, and afar
+        assert abs(np.mean(found[lag:] * found[:-lag])) < 4 / np.sqrt(len(found) - lag)
+        assert abs(np.mean(found[lag:] ** 2 * found[:-lag] ** 2) - 1) < 4 * np.sqrt(8 / (len(found) - lag))
+
+
+@pytest.mark.parametrize("source", [Fixed(8), Seeded(8)], ids=["secure", "seeded"])
+def test_the_tails_are_as_heavy_as_they_must_be(source):
+    found = drawn(2**22, source)
+    for beyond in (2.5, 3.5, 4.25, 4.75):
+        for side in (found, -found):
+            low, high = stats.binom.ppf([1e-4, 1 - 1e-4], len(found), stats.norm.sf(beyond))
+            assert low <= np.count_nonzero(side > beyond) <= high
 
 
 def test_the_two_values_of_a_pair_are_independent_in_angle_and_radius():
-    drawn = add_noise(torch.zeros(2**15), 1.0, Fixed(5)).double().numpy()
-    a, b = drawn[: 2**14], drawn[2**14 :]
+    a, b = np.split(drawn(2**15, Fixed(5)), 2)
     assert stats.kstest(np.arctan2(b, a), stats.uniform(-np.pi, 2 * np.pi).cdf).pvalue > 1e-3
     assert stats.kstest(a**2 + b**2, "chi2", args=(2,)).pvalue > 1e-3
 
 
-def test_the_tails_reach_beyond_what_float32_uniforms_would_allow():
+@pytest.mark.parametrize("word", [0, 1, 2**63, 2**64 - 1])
+def test_the_words_at_the_ends_give_numbers_and_the_smallest_a_draw_far_out(word):
     class Rare(Secure):
         def words(self, count):
-            return np.ones(count, dtype=np.uint64)  # radius words of one: a chance of 2^-63
+            return np.full(count, word, dtype=np.uint64)  # as a radius, 0 and 1 have a chance of some 2^-63
 
-    drawn = add_noise(torch.zeros(4), 1.0, Rare())
-    assert float(drawn.abs().max()) > 9.0
-    assert torch.isfinite(drawn).all()
-
-
-def test_what_the_secure_source_releases_lies_on_a_grid_whatever_the_sum_was():
-    for sums in (torch.zeros(5000), torch.rand(5000) * 1e-3, torch.full((5000,), 1 / 3)):
-        released = add_noise(sums.clone(), 0.9, Fixed(1)).double()
-        small = released[released.abs() < 2]  # larger ones are rounded further, to float32
-        assert torch.equal(small / GRID, (small / GRID).round())
-        assert len(small) > 4000
+    found = drawn(4, Rare())
+    assert np.isfinite(found).all()
+    assert (np.abs(found).max() > 9.0) == (word in {0, 1, 2**64 - 1})
+    assert np.abs(found).max() < 16  # else float32 would leave the grid
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_noise_is_added_to_the_values(name):
-    values = torch.full((300, 200), 5.0)
-    found = add_noise(values, 0.5, SOURCES[name]())
-    assert found.data_ptr() == values.data_ptr()
-    assert float(found.mean()) == pytest.approx(5.0, abs=5 * 0.5 / np.sqrt(60_000))
-    assert float(found.std()) == pytest.approx(0.5, rel=0.02)
+def test_noise_of_the_secure_source_lies_on_the_grid_in_float32_and_float64():
+    for dtype in (torch.float32, torch.float64):
+        values = torch.empty(2**17, dtype=dtype)
+        Fixed(1).fill(values, 0.9)
+        assert torch.equal((values.double() / spacing(0.9)).round() * spacing(0.9), values.double())
+        assert len(values.unique()) > 0.9 * len(values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_to_the_grid_is_to_the_nearest_point_however_large_the_value(dtype):
+    step = 2.0**-9
+    values = torch.cat([torch.linspace(-40, 40, 9999), torch.linspace(-(2.0**16), 2.0**16, 9999), torch.tensor([-1e9, 3e20])]).to(dtype)
+    found = to_grid(values.clone(), step)
+    assert torch.equal((found.double() / step).round() * step, found.double())
+    assert bool(((found - values).abs() <= step / 2).all())
 
 
 def test_the_secure_source_never_repeats_itself_and_the_seeded_one_does():
-    zeros = torch.zeros(64)
-    assert not torch.equal(add_noise(zeros.clone(), 1.0, Secure()), add_noise(zeros.clone(), 1.0, Secure()))
-    assert torch.equal(add_noise(zeros.clone(), 1.0, Seeded(1, 2)), add_noise(zeros.clone(), 1.0, Seeded(1, 2)))
-    assert not torch.equal(add_noise(zeros.clone(), 1.0, Seeded(1, 2)), add_noise(zeros.clone(), 1.0, Seeded(1, 3)))
+    assert not np.array_equal(drawn(64, Secure()), drawn(64, Secure()))
+    assert np.array_equal(drawn(64, Seeded(1, 2)), drawn(64, Seeded(1, 2)))
+    assert not np.array_equal(drawn(64, Seeded(1, 2)), drawn(64, Seeded(1, 3)))
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3])
