@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import console
@@ -31,7 +32,7 @@ from app.jobs.store import Jobs
 from app.jobs.watch import Watch
 from app.link import Answer
 from app.observability import Metrics
-from app.registry.files import Files
+from app.registry.files import Files, expire
 from app.registry.registry import Registry
 from app.registry.retention import Retention
 from app.registry.workspace import open_registry
@@ -217,6 +218,7 @@ async def _tidy(settings: Settings, registry: Registry, catalog: Catalog) -> Non
             for model, version in await asyncio.to_thread(retention.apply, registry):
                 log.info("%s version %s is kept no longer", model, version)
                 await catalog.forget(model, version)
+            await asyncio.to_thread(expire, registry.database)
             await asyncio.to_thread(registry.blobs.sweep)
         except (SpecnormError, OSError) as error:
             log.error("tidying is held up: %s", error)
@@ -242,7 +244,7 @@ async def follow(registry: Registry, catalog: Catalog) -> None:
     now = asyncio.get_running_loop().time
     while True:
         await asyncio.sleep(FOLLOW_SECONDS)
-        with suppress(SpecnormError):  # the database is busy or gone: what is loaded goes on serving
+        with suppress(SpecnormError, SQLAlchemyError):  # the database is busy or gone: what is loaded goes on serving
             behind = catalog.problems()
             for model, version in (await asyncio.to_thread(registry.live_versions)).items():
                 settled = (catalog.live_version(model) == version and model not in behind) or model in catalog.unloaded

@@ -39,12 +39,18 @@ def router(files: Files, jobs: Jobs, registry: Registry) -> APIRouter:
 def _add_files(routes: APIRouter, files: Files) -> None:
     @routes.post("/files", tags=["files"])
     def create_file(
-        file: Annotated[UploadFile, File(description="A data set: .jsonl, .csv or .npz.")],
+        file: Annotated[UploadFile, File(description="A data set: .jsonl, .csv, .npz or .parquet.")],
         purpose: Annotated[str, Form(description="fine-tune")],
+        anchor: Annotated[Literal["created_at"] | None, Form(alias="expires_after[anchor]", description="From when it is kept.")] = None,
+        seconds: Annotated[
+            int | None, Form(alias="expires_after[seconds]", ge=3600, le=2_592_000, description="How long it is kept.")
+        ] = None,
         key: Key = None,
     ) -> dict[str, Any]:
         """Upload a data set. It is judged when a job reads it."""
-        return files.create(file.file, file.filename or "", purpose, key=key)
+        if (anchor is None) != (seconds is None):
+            raise InvalidRequestError("expires_after needs both anchor and seconds", param="expires_after")
+        return files.create(file.file, file.filename or "", purpose, seconds=seconds, key=key)
 
     @routes.get("/files", tags=["files"])
     def list_files(

@@ -14,6 +14,7 @@ from app.jobs.machine import TERMINAL, Event, State, hold
 from app.jobs.request import JobRequest
 from app.jobs.shape import checkpoint_object, event_object, job_object
 from app.registry import live
+from app.registry.files import present
 from app.registry.once import once
 from app.registry.paging import Page, page
 from export.bundle import ARCHITECTURE, CHECKPOINT, parse
@@ -237,7 +238,7 @@ class Jobs:
             raise QueueFullError(f"{waiting} jobs wait or run already: try again when one has ended")
         for param in ("training_file", "validation_file"):
             file = getattr(request, param)
-            if file is not None and connection.scalar(select(files.c.id).where(files.c.id == file)) is None:
+            if file is not None and connection.scalar(select(files.c.id).where(files.c.id == file, present())) is None:
                 raise InvalidRequestError(f"there is no file {file[:80]!r}: upload it to /v1/files first", param=param)
         version = _base(connection, request)
         mode = request.hyperparameters.gradient_mode or parse(version.manifest).gradient_mode or "full"

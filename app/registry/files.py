@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from sqlalchemy import Connection, Engine, Row, delete, insert, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Engine, Row, Select, delete, insert, not_, or_, select
 
 from app.db import files, jobs, reading
 from app.errors import ConflictError, InvalidRequestError, NotFoundError, TooLargeError
@@ -28,13 +28,16 @@ class Files:
         self._database = database
         self._blobs = blobs
 
-    def create(self, stream: BinaryIO, filename: str, purpose: str, *, key: str | None = None) -> dict[str, Any]:
+    def create(
+        self, stream: BinaryIO, filename: str, purpose: str, *, seconds: int | None = None, key: str | None = None
+    ) -> dict[str, Any]:
         """Store an upload and return its object.
 
         Args:
             stream: the bytes, read once and in pieces.
             filename: its extension names the format of the data.
             purpose: ``fine-tune``.
+            seconds: how long it is kept; None: until it is deleted.
             key: idempotency key; the same key with the same upload gives the same file.
 
         Raises:
@@ -50,11 +53,12 @@ class Files:
 
             def add() -> str:
                 name = f"file-{secrets.token_hex(12)}"
-                row = {"id": name, "created_at": int(time.time()), "filename": filename, "purpose": purpose}
+                now = int(time.time())
+                row = {"id": name, "created_at": now, "expires_at": seconds and now + seconds, "filename": filename, "purpose": purpose}
                 connection.execute(insert(files).values(**row, bytes=counted.count, digest=stored.digest))
                 return name
 
-            name = once(connection, "file", key, [filename, purpose, stored.digest], add)
+            name = once(connection, "file", key, [filename, purpose, stored.digest, seconds], add)
             return _object(_find(connection, name))
 
     def get(self, name: str) -> dict[str, Any]:
@@ -68,7 +72,7 @@ class Files:
         Raises:
             InvalidRequestError: there is no file ``after``.
         """
-        query = select(files) if purpose is None else select(files).where(files.c.purpose == purpose)
+        query = select(files).where(present(), *([] if purpose is None else [files.c.purpose == purpose]))
         with reading(self._database) as connection:
             return page(connection, query, files, _object, after=after, limit=limit, newest_first=order == "desc")
 
@@ -92,11 +96,27 @@ class Files:
         """
         with self._database.begin() as connection:
             _find(connection, name)
-            needed = or_(jobs.c.training_file == name, jobs.c.validation_file == name)
-            job = connection.scalar(select(jobs.c.id).where(needed, jobs.c.state.in_(OPEN_STATES)))
+            job = connection.scalar(_needing(name))
             if job is not None:
                 raise ConflictError(f"job {job} needs {name}: cancel the job or wait for it", param="file_id")
             connection.execute(delete(files).where(files.c.id == name))
+
+
+def present() -> ColumnElement[bool]:
+    """Return the condition that a file is there still: it has not expired, or a job that has not ended needs it."""
+    return or_(files.c.expires_at.is_(None), files.c.expires_at > int(time.time()), _needing(files.c.id).exists())
+
+
+def expire(database: Engine) -> int:
+    """Forget the files whose time is over, but for those that a job needs; return how many."""
+    with database.begin() as connection:
+        return connection.execute(delete(files).where(not_(present()))).rowcount
+
+
+def _needing(name: str | Column[str]) -> Select[Any]:
+    """Select the jobs that need a file."""
+    needed = or_(jobs.c.training_file == name, jobs.c.validation_file == name)
+    return select(jobs.c.id).where(needed, jobs.c.state.in_(OPEN_STATES))
 
 
 class _Counted:
@@ -128,7 +148,7 @@ def _checked(filename: str, purpose: str) -> str:
 
 
 def _find(connection: Connection, name: str) -> Row[Any]:
-    row = connection.execute(select(files).where(files.c.id == name)).first()
+    row = connection.execute(select(files).where(files.c.id == name, present())).first()
     if row is None:
         raise NotFoundError(f"there is no file {name[:80]!r}", param="file_id")
     return row
@@ -143,6 +163,6 @@ def _object(row: Row[Any]) -> dict[str, Any]:
         "filename": row.filename,
         "purpose": row.purpose,
         "status": "processed",
-        "expires_at": None,
+        "expires_at": row.expires_at,
         "status_details": None,
     }

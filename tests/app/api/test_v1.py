@@ -39,6 +39,15 @@ def test_files_go_there_and_back(service: Any) -> None:
         service.openai.files.retrieve(made.id)
 
 
+def test_a_file_goes_when_its_time_is_over(service: Any) -> None:
+    made = service.openai.files.create(file=("data.csv", CSV), purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600})
+    strictly(FileObject, made)
+    assert made.expires_at == made.created_at + 3600
+    for wrong in ({"anchor": "created_at", "seconds": 1}, {"anchor": "now", "seconds": 3600}, {"seconds": 3600}):
+        with pytest.raises(openai.BadRequestError, match="expires_after"):
+            service.openai.files.create(file=("data.csv", CSV), purpose="fine-tune", expires_after=wrong)
+
+
 def test_every_file_is_seen_once_through_the_clients_paging(service: Any) -> None:
     made = [upload(service).id for _ in range(5)]
     assert [file.id for file in service.openai.files.list(limit=2)] == made[::-1]

@@ -1,12 +1,16 @@
+import io
 import threading
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from app.db import files
 from app.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
 from app.jobs.attempt import Attempt, FencedError
 from app.jobs.machine import IllegalTransitionError, State
 from app.jobs.store import Claim, Jobs
+from app.registry.files import expire
 
 
 def attempt(workspace: Any, owner: str = "me") -> Attempt:
@@ -58,12 +62,12 @@ def test_a_model_without_a_checkpoint_or_without_a_live_version_cannot_be_traine
 
 def test_the_same_key_from_many_threads_makes_one_job(workspace: Any) -> None:
     made: list[str] = []
-    threads = [threading.Thread(target=lambda: made.append(workspace.create(key="k")["id"])) for _ in range(16)]
+    threads = [threading.Thread(target=lambda: made.append(workspace.create(key="k")["id"])) for _ in range(50)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == 16
+    assert len(made) == 50
     assert len(set(made)) == 1
     with pytest.raises(ConflictError):
         workspace.create(key="k", suffix="other")
@@ -273,6 +277,26 @@ def test_a_file_is_kept_while_a_job_needs_it(workspace: Any) -> None:
     workspace.jobs.cancel(job)
     workspace.files.delete(workspace.file)
     assert workspace.jobs.get(job)["training_file"] == workspace.file
+
+
+def test_a_file_whose_time_is_over_is_kept_while_a_job_needs_it_and_gone_after(workspace: Any) -> None:
+    stored = workspace.files.create(io.BytesIO(b"a,target\n1,0\n"), "short.csv", "fine-tune", seconds=3600)
+    assert stored["expires_at"] == stored["created_at"] + 3600
+    name = stored["id"]
+    job = workspace.create(training_file=name)["id"]
+    with workspace.registry.database.begin() as connection:
+        connection.execute(update(files).where(files.c.id == name).values(expires_at=1))
+    assert expire(workspace.registry.database) == 0
+    assert workspace.files.get(name)["expires_at"] == 1
+    assert attempt(workspace).assignment().training.filename == "short.csv"
+    workspace.jobs.cancel(job)
+    with pytest.raises(NotFoundError):
+        workspace.files.get(name)
+    assert [file["id"] for file in workspace.files.list().items] == [workspace.file]
+    with pytest.raises(InvalidRequestError, match="there is no file"):
+        workspace.create(training_file=name)
+    assert expire(workspace.registry.database) == 1
+    assert workspace.files.get(workspace.file)["expires_at"] is None
 
 
 def test_a_version_is_kept_while_a_job_trains_from_it(workspace: Any, make_bundle: Any) -> None:
