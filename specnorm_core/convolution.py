@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from specnorm_core.roundoff import Real
 
-Numbers = NDArray[np.float64] | NDArray[np.float32]
+Numbers = NDArray[np.floating[Any]]
 Padding = int | Sequence[int] | Sequence[tuple[int, int]]
 NUMPY_MODES = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}
 MODES = ("zeros", *NUMPY_MODES)

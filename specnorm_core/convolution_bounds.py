@@ -241,12 +241,11 @@ def symbol_upper(K: Real, geometry: Geometry, size: tuple[int, ...] | None, crud
     paid = [pair for pair in wanted if cost(P, pair[0]) <= BUDGET] or wanted[-1:]
     for grid, factor in paid:
         found = grid_upper(P, grid, crude, deadline.attempt())
-        if found is not None and found * factor <= crude:
-            looser = "" if grid == wanted[0][0] else f"a grid of {' x '.join(map(str, grid))} frequencies, at most {factor - 1:.2%} above"
-            return Proved(found * factor, looser)
-        if found is not None:
-            break
-    return Proved(crude, "norms of rows and columns" if found is None or grid != wanted[0][0] else "")
+        finest = grid == wanted[0][0]
+        if found is not None and (finest or found * factor <= crude):
+            looser = "" if finest else f"a grid of {' x '.join(map(str, grid))} frequencies, at most {factor - 1:.2%} above"
+            return Proved(min(found * factor, crude), looser)
+    return Proved(crude, "norms of rows and columns")
 
 
 def grids(P: Real, torus: tuple[int, ...] | None) -> list[tuple[tuple[int, ...], float]]:

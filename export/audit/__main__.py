@@ -1,6 +1,7 @@
 """``python -m export.audit MODEL.onnx``: the report as a table or as JSON."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,16 +15,17 @@ from export.audit.html import page
 from export.audit.report import Bounds
 from export.audit.search import searched, with_search
 
+LAYER_SECONDS = 30.0
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the audit of a file; 0 where the model can be read, 1 where not."""
     options = parser().parse_args(arguments)
     try:
-        content = options.model.read_bytes()
         with progress() as step:
-            report = audit(content, dict(options.input_shape), chain=True, progress=step)
+            report = audit(options.model, dict(options.input_shape), chain=True, progress=step, layer_seconds=options.layer_seconds)
         if options.search:
-            report = with_search(report, searched(content, report))
+            report = with_search(report, searched(options.model, report))
         if options.html is not None:
             options.html.write_text(page(report, options.model.name), encoding="utf-8")
     except (AuditError, OSError) as error:
@@ -57,7 +59,25 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--input-shape", type=input_shape, action="append", default=[], metavar="NAME:1,3,32,32", help="shape of an input; -1 = free"
     )
+    command.add_argument(
+        "--layer-seconds",
+        type=seconds,
+        default=LAYER_SECONDS,
+        metavar="N",
+        help=f"longest time for the proof of one layer's norm; then a looser one, marked as such, has to do (default {LAYER_SECONDS:g})",
+    )
     return command
+
+
+def seconds(text: str) -> float:
+    """Return a number of seconds that is not negative."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not found >= 0:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, got {text!r}")
+    return found
 
 
 def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -74,12 +94,19 @@ def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 def as_text(report: Report) -> str:
     """Return the report as a reader of a terminal wants it."""
-    rows = [("layer", "op", "shape", "sigma at least", "sigma at most")]
+    rows = [("layer", "op", "shape", "sigma at least", "sigma at most", "")]
     rows += [
-        (layer.name, layer.op, " x ".join(map(str, layer.shape)), f"{layer.sigma_estimate:.9g}", f"{layer.sigma_upper:.9g}")
+        (
+            layer.name,
+            layer.op,
+            " x ".join(map(str, layer.shape)),
+            f"{layer.sigma_estimate:.9g}",
+            f"{layer.sigma_upper:.9g}",
+            f"looser: {layer.looser}" if layer.looser else "",
+        )
         for layer in report.layers
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for name, found in report.lipschitz.items():
         number = f"at most {found.bound:.9g} ({found.method})" if found.bound is not None else f"no bound: {found.reason}"

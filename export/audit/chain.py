@@ -42,6 +42,8 @@ WIDEST_RANGE = 2.0**400
 """Diagonals beyond it, or below its inverse, are left alone: so what underflow loses stays below ``2^-400`` per scaled entry."""
 POWER = 32
 """Of the power mean that takes the place of the largest eigenvalue, which has no slope where two meet."""
+MOST = 2560
+"""Most variables and outputs of a form: beyond, its matrices may take more memory than the file is worth."""
 INSIDE = 2.0**-24
 """How far the guess that gives the product stays inside the cone, relatively."""
 
@@ -128,6 +130,8 @@ def certify(output: Expression, hint: str | None = None, effort: float = EFFORT)
     ``hint`` is what an earlier `Certificate` encoded: where it proves the output, there is no search, and the same numbers come out again
     on every machine.
     """
+    if sum(output.system.sizes) + math.prod(output.shape) > MOST:
+        return None
     form = Form(output)
     held = decode(hint) if hint else None
     if held is not None and len(held[0]) == form.size and len(held[1]) == len(form.last) and holds(form, *held):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from export.audit.elementwise import entrywise
-from export.audit.linear import layer, matrix_norms
+from export.audit.linear import Norms, layer, matrix_norms
 from export.audit.moving import moved_shape
 from export.audit.node import Node
 from export.audit.values import Array, NoBoundError, Shape, Value, hypotenuse, root, times
@@ -40,7 +40,7 @@ def after(node: Node) -> float:
 def classifier(node: Node) -> list[Value]:
     """LinearClassifier: a label, which jumps, and scores, linear up to what comes after them."""
     x, matrix = coefficients(node)
-    measured = layer(node, "linear", matrix.shape, *matrix_norms(matrix))
+    measured = layer(node, "linear", matrix.shape, matrix_norms(matrix, node.seconds))
     factor = times(measured.sigma_upper, after(node))
     if len(matrix) == 1:
         factor = times(factor, root(2.0))  # of two classes, the other score mirrors the one
@@ -52,7 +52,7 @@ def classifier(node: Node) -> list[Value]:
 def regressor(node: Node) -> Value:
     """LinearRegressor: a matrix."""
     x, matrix = coefficients(node)
-    measured = layer(node, "linear", matrix.shape, *matrix_norms(matrix))
+    measured = layer(node, "linear", matrix.shape, matrix_norms(matrix, node.seconds))
     if node.attribute("post_transform", b"NONE") != b"NONE":
         raise NoBoundError("what comes after its sum has no rule", rows=x.rows)
     shape: Shape = ((x.shape or ())[0], len(matrix))
@@ -65,7 +65,8 @@ def scaler(node: Node) -> Value:
     factor = np.abs(np.asarray(node.attribute("scale", [1.0]), dtype=np.float64))
     if len(factor) > 1 and (node.rank() != 2 or (x.shape or ())[1] != len(factor)):
         raise NoBoundError("its scale does not fit the input")
-    layer(node, "normalisation", factor.shape, float(factor.max(initial=0.0)), float(factor.max(initial=0.0)))
+    largest = float(factor.max(initial=0.0))
+    layer(node, "normalisation", factor.shape, Norms(largest, largest))
     return entrywise(node, x, factor if len(factor) > 1 else float(factor.max(initial=0.0)))
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from export.audit.linear import layer, matrix_norms
+from export.audit.linear import largest_of, layer, matrix_norms
 from export.audit.node import Node
 from export.audit.values import Array, Dim, NoBoundError, Value, root, times
 
@@ -27,8 +27,8 @@ def einsum(node: Node) -> Value:
             raise NoBoundError("its equation does not fit its constant, or an axis of unknown size")
         size.update({label: int(d) for label, d in zip(others, weight.shape, strict=True)})
         stack = matrices(weight, others, mine, output)
-        norms = [matrix_norms(matrix) for matrix in stack]
-        sigma = layer(node, "linear", weight.shape, *(max(column) for column in zip(*norms, strict=True))).sigma_upper
+        norms = largest_of([matrix_norms(matrix, node.seconds / len(stack)) for matrix in stack])
+        sigma = layer(node, "linear", weight.shape, norms).sigma_upper
     summed = [size[label] for label in mine if label not in output and label not in others]
     if not all(isinstance(d, int) for d in summed):
         raise NoBoundError("it sums over an axis of unknown size")

@@ -108,11 +108,13 @@ def table(layers: tuple[AuditedLayer, ...]) -> list[str]:
     if not layers:
         return ["<p>The graph has no linear layer with constant weights.</p>"]
     head = "".join(f"<th scope='col'{c}>{t}</th>" for t, c in (
-        ("layer", ""), ("operator", ""), ("shape", ""), ("sigma at least", " class='number'"), ("sigma at most", " class='number'")
+        ("layer", ""), ("operator", ""), ("shape", ""), ("sigma at least", " class='number'"), ("sigma at most", " class='number'"),
+        *([("looser than it might be", "")] if any(layer.looser for layer in layers) else []),
     ))  # fmt: skip
     rows = "".join(
         f"<tr><th scope='row'>{escape(layer.name)}</th><td>{escape(layer.op)}</td><td>{' x '.join(map(str, layer.shape))}</td>"
-        f"<td class='number'>{layer.sigma_estimate:.9g}</td><td class='number'>{layer.sigma_upper:.9g}</td></tr>"
+        f"<td class='number'>{layer.sigma_estimate:.9g}</td><td class='number'>{layer.sigma_upper:.9g}</td>"
+        f"{f'<td>{escape(layer.looser)}</td>' if layer.looser else ''}</tr>"
         for layer in layers
     )
     caption = "<caption>Norms of the linear layers, of the bytes of the file</caption>"

@@ -3,14 +3,22 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from export.audit.borders import Border, border_of
 from export.audit.elementwise import broadcast, copied, stays
 from export.audit.node import Node
 from export.audit.report import AuditedLayer
 from export.audit.values import Array, Dim, NoBoundError, Shape, Value, plus, root, times
-from specnorm_core.bounds import conv_sigma_estimate, conv_sigma_upper, sigma_estimate, sigma_upper
+from specnorm_core.bounds import Deadline, Proved, conv_sigma_estimate, prove_conv_sigma, prove_sigma, sigma_estimate
+
+
+class Norms(NamedTuple):
+    """A norm from below and from above, and what makes the latter looser than it might be."""
+
+    estimate: float
+    upper: float
+    looser: str = ""
 
 
 def measure_matrix(node: Node, weight: Array, *, transposed: bool, kind: str = "linear") -> AuditedLayer:
@@ -20,28 +28,41 @@ def measure_matrix(node: Node, weight: Array, *, transposed: bool, kind: str = "
         NoBoundError: it holds a number that is not finite, or none at all.
     """
     matrix = weight if transposed else weight.T
-    return layer(node, kind, matrix.shape, *matrix_norms(matrix))
+    return layer(node, kind, matrix.shape, matrix_norms(matrix, node.seconds))
 
 
-def matrix_norms(matrix: Array) -> tuple[float, float]:
-    """Return the estimate and the proved bound of the norm of a matrix.
+def matrix_norms(matrix: Array, seconds: float = math.inf) -> Norms:
+    """Return the estimate and the proved bound of the norm of a matrix, as good as ``seconds`` allow.
 
     Raises:
         NoBoundError: it has none.
     """
     try:
-        return sigma_estimate(matrix), sigma_upper(matrix)
+        upper, looser = prove_sigma(matrix, Deadline(seconds))
+        return Norms(sigma_estimate(matrix, Deadline(seconds / 4)), upper, looser)
     except ValueError as error:
         raise NoBoundError(f"its weight has no norm: {error}") from None
 
 
-def layer(node: Node, kind: str, shape: tuple[int, ...], estimate: float, upper: float) -> AuditedLayer:
+def largest_of(norms: Sequence[Norms]) -> Norms:
+    """Return the norms of several maps, of which each entry meets one."""
+    return Norms(max(n.estimate for n in norms), max(n.upper for n in norms), next((n.looser for n in norms if n.looser), ""))
+
+
+def layer(node: Node, kind: str, shape: tuple[int, ...], norms: Norms) -> AuditedLayer:
     """Add a row to the report and return it."""
+    estimate, upper, looser = norms
     if not math.isfinite(upper):
         raise NoBoundError("the norm of its weight is beyond the largest float64")
     name = node.proto.name or node.proto.output[0]
     found = AuditedLayer(
-        name=name, op=node.op, kind=kind, shape=tuple(map(int, shape)), sigma_estimate=min(estimate, upper), sigma_upper=upper
+        name=name,
+        op=node.op,
+        kind=kind,
+        shape=tuple(map(int, shape)),
+        sigma_estimate=min(estimate, upper),
+        sigma_upper=upper,
+        looser=looser or None,
     )
     node.layers.append(found)
     return found
@@ -114,8 +135,8 @@ def times_matrices(node: Node, a: Value, weight: Array) -> Value:
     """MatMul of an activation with a constant vector, matrix or stack of matrices: the largest of their norms."""
     if weight.ndim > 2:
         stack = weight.reshape(-1, *weight.shape[-2:])
-        norms = [matrix_norms(matrix.T) for matrix in stack]
-        sigma = layer(node, "linear", weight.shape, *(max(column) for column in zip(*norms, strict=True))).sigma_upper
+        norms = largest_of([matrix_norms(matrix.T, node.seconds / len(stack)) for matrix in stack])
+        sigma = layer(node, "linear", weight.shape, norms).sigma_upper
     else:
         sigma = measure_matrix(node, weight.reshape(len(weight), -1) if weight.ndim else weight, transposed=False).sigma_upper
     inner = weight.shape[0] if weight.ndim == 1 else weight.shape[-2]
@@ -165,7 +186,7 @@ def convolved_shape(node: Node) -> Shape:
     return (x.shape[0], kernel.shape[1] * group if node.op == "ConvTranspose" else kernel.shape[0], *sizes)
 
 
-def convolution_norms(node: Node, kernel: Array, border: Border | None = None) -> tuple[float, float]:
+def convolution_norms(node: Node, kernel: Array, border: Border | None = None) -> Norms:
     """Return estimate and bound of the norm of a convolution at the graph's image size, or, where that is not known, for every size.
 
     With a ``border`` it is that of the map from the image inside it.
@@ -176,6 +197,24 @@ def convolution_norms(node: Node, kernel: Array, border: Border | None = None) -
     Raises:
         NoBoundError: it has none.
     """
+    upper, looser = convolution_bound(node, kernel, border)
+    return Norms(conv_sigma_estimate(kernel, **geometry(node, kernel, border), deadline=Deadline(node.seconds / 4)), upper, looser)
+
+
+def convolution_bound(node: Node, kernel: Array, border: Border | None = None) -> Proved:
+    """Return the bound alone.
+
+    Raises:
+        NoBoundError: it has none.
+    """
+    try:
+        return prove_conv_sigma(kernel, **geometry(node, kernel, border), deadline=Deadline(node.seconds))
+    except ValueError as error:
+        raise NoBoundError(f"its kernel has no norm: {error}") from None
+
+
+def geometry(node: Node, kernel: Array, border: Border | None) -> dict[str, Any]:
+    """Return the geometry of a convolution as the bounds take it."""
     axes = kernel.ndim - 2
     strides, dilations, pads = options(node, axes)
     image: Shape = ()
@@ -183,18 +222,12 @@ def convolution_norms(node: Node, kernel: Array, border: Border | None = None) -
         image = convolved_shape(node)[2:] if node.op == "ConvTranspose" else (node.input().shape or ())[2:]
     sizes = tuple(d for d in image if isinstance(d, int) and d > 0)
     size = sizes if len(sizes) == axes and pads is not None else None
-    group = int(node.attribute("group", 1))
     padding: Sequence[tuple[int, int]] = pads or [(0, 0)] * axes
     mode = "zeros"
     if border is not None:
         size, padding, mode = border.size, border.pads, border.mode
-    geometry: dict[str, Any] = {"stride": strides, "padding": padding, "dilation": dilations, "groups": group, "padding_mode": mode}
-    try:
-        upper = conv_sigma_upper(kernel, input_size=size, **geometry)
-        estimate = conv_sigma_estimate(kernel, input_size=size, **geometry)
-    except ValueError as error:
-        raise NoBoundError(f"its kernel has no norm: {error}") from None
-    return estimate, upper
+    group = int(node.attribute("group", 1))
+    return {"input_size": size, "stride": strides, "padding": padding, "dilation": dilations, "groups": group, "padding_mode": mode}
 
 
 def framed(node: Node, axes: int) -> Border | None:
@@ -207,7 +240,7 @@ def convolution(node: Node) -> Value:
     """Conv and ConvTranspose with a constant kernel; the bias changes nothing."""
     kernel = node.constant(1)
     border = framed(node, kernel.ndim - 2)
-    measured = layer(node, "conv" if node.op == "Conv" else "conv_transpose", kernel.shape, *convolution_norms(node, kernel, border))
+    measured = layer(node, "conv" if node.op == "Conv" else "conv_transpose", kernel.shape, convolution_norms(node, kernel, border))
     x, shape = node.input(), convolved_shape(node)
     channels = kernel.shape[0] if node.op == "ConvTranspose" else kernel.shape[1] * int(node.attribute("group", 1))
     if (x.shape or ())[1] != channels:

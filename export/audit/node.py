@@ -1,5 +1,6 @@
 """One operator of a graph as the rules see it: constants unpacked, axes made positive, and what it computes run on arrays."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,12 +21,16 @@ IMPLEMENTED = {"DequantizeLinear": 19, "QuantizeLinear": 19}
 
 @dataclass(frozen=True)
 class Node:
-    """An operator, the values that it takes (None: left out) and the opset that defines it; rules add to ``layers`` what they measure."""
+    """An operator, the values that it takes (None: left out) and the opset that defines it; rules add to ``layers`` what they measure.
+
+    ``seconds`` is how long the proof of a layer's norm may take, before a looser one has to do.
+    """
 
     proto: onnx.NodeProto
     inputs: tuple[Value | None, ...]
     opset: int
     layers: list[AuditedLayer] = field(default_factory=list)
+    seconds: float = math.inf
 
     @property
     def op(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from export.audit.elementwise import entrywise
-from export.audit.linear import convolution_norms, layer, matrix_norms
+from export.audit.linear import Norms, convolution_bound, layer, matrix_norms
 from export.audit.node import Node
 from export.audit.values import Array, NoBoundError, Value, plus, times
 from specnorm_core.bounds import up
@@ -24,7 +24,7 @@ def batch_normalization(node: Node) -> list[Value]:
         raise NoBoundError("its variance plus epsilon is not positive", rows=True)
     factor = np.abs(gain) / np.sqrt(total) * ROUND
     largest = float(factor.max(initial=0.0))
-    layer(node, "normalisation", gain.shape, largest / ROUND**2, largest)
+    layer(node, "normalisation", gain.shape, Norms(largest / ROUND**2, largest))
     x = node.input()
     if node.rank() < 2 or (x.shape or ())[1] != len(gain):
         raise NoBoundError("its channels do not fit the input")
@@ -46,7 +46,7 @@ def through(maker: Node, factor: Array) -> tuple[float, float]:
     matrix = weight.astype(np.float64) if out_first else weight.astype(np.float64).T
     scaled = matrix * factor.reshape(-1, *[1] * (weight.ndim - 1))
     try:
-        norm = convolution_norms(maker, scaled)[1] if maker.op == "Conv" else matrix_norms(scaled)[1]
+        norm = convolution_bound(maker, scaled).value if maker.op == "Conv" else matrix_norms(scaled, maker.seconds).upper
     except NoBoundError:
         return math.inf, 1.0
     taps = math.sqrt(math.prod(weight.shape[2:]))
@@ -66,7 +66,7 @@ def through_epsilon(node: Node, gain: Array, epsilon: float, *, first_axis: int)
     if not epsilon > 0:
         raise NoBoundError("it divides by a deviation that may be 0", rows=rows)
     factor = up(up(largest / math.sqrt(epsilon)))
-    layer(node, "normalisation", gain.shape, largest / math.sqrt(epsilon), factor)
+    layer(node, "normalisation", gain.shape, Norms(largest / math.sqrt(epsilon), factor))
     if any(name for name in node.proto.output[1:]):
         raise NoBoundError("it also gives its statistics", rows=rows)
     return Value(node.proto.output[0], x.shape, bound=times(x.bound, factor), rows=rows, chain=x.chain)

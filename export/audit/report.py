@@ -10,7 +10,10 @@ class AuditError(ValueError):
 
 
 class AuditedLayer(Frozen):
-    """The norm of one linear layer: of the true linear map, for a convolution at the image size that the graph gives."""
+    """The norm of one linear layer: of the true linear map, for a convolution at the image size that the graph gives.
+
+    ``looser`` says why the upper bound is not as close as it might be (time or cost); None where it is.
+    """
 
     name: str
     op: str
@@ -18,6 +21,7 @@ class AuditedLayer(Frozen):
     shape: tuple[int, ...]
     sigma_estimate: float
     sigma_upper: float
+    looser: str | None = None
 
 
 class Bounds(Frozen):

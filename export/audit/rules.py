@@ -54,7 +54,7 @@ def recurrent(node: Node) -> Value:
     """LSTM, GRU and RNN: the norms of their weights, but no bound, because they are not followed over time."""
     for kind, place in (("input weight", 1), ("recurrent weight", 2)):
         for weight in node.constant(place):
-            linear.layer(node, kind, weight.shape, *linear.matrix_norms(weight))
+            linear.layer(node, kind, weight.shape, linear.matrix_norms(weight, node.seconds / 4))
     raise NoBoundError("it is not followed over time", rows=False)
 
 

@@ -1,6 +1,7 @@
 """How large the constant is at least: a search for two inputs whose outputs lie far apart. An estimate, beside what is proved."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -15,7 +16,7 @@ WIDEST = 1024
 SCALES = (0.1, 1.0, 10.0)
 
 
-def searched(model: bytes, report: Report, *, rounds: int = 4, starts: int = 2, seed: int = 0) -> dict[str, float]:
+def searched(model: bytes | Path, report: Report, *, rounds: int = 4, starts: int = 2, seed: int = 0) -> dict[str, float]:
     """Return the largest ``norm(f(x) - f(x')) / norm(x - x')`` that was met, by output.
 
     The Jacobian at a point comes from differences along every axis, in one batch; its leading direction is then tried over several

@@ -26,14 +26,16 @@ MOST_FOLDED = 2**28
 Scope = Mapping[str, str]
 
 
-def walked(nodes: Iterable[onnx.NodeProto], values: dict[str, Value], opset: int) -> Iterator[tuple[Node, list[Value]]]:
+def walked(
+    nodes: Iterable[onnx.NodeProto], values: dict[str, Value], opset: int, seconds: float = math.inf
+) -> Iterator[tuple[Node, list[Value]]]:
     """Yield every node with what is known of its outputs, and add that to ``values``; an `If` whose condition is constant is followed.
 
     Raises:
         AuditError: two tensors have one name.
     """
     folded = 0
-    for node in opened(nodes, values, opset, {}):
+    for node in (replace(node, seconds=seconds) for node in opened(nodes, values, opset, {})):
         produced = visit(node)
         made = sum(value.constant.size for value in produced if value.constant is not None)
         folded += made
@@ -113,7 +115,7 @@ def inside(node: Node, values: Mapping[str, Value], opset: int) -> list[AuditedL
         sparse = [tensor.values.name for tensor in graph.sparse_initializer]
         for value in {*sparse, *(name for inner in graph.node for name in inner.output)}:
             known.pop(value, None)
-        found += [layer for inner, _ in walked(graph.node, known, opset) for layer in inner.layers]
+        found += [layer for inner, _ in walked(graph.node, known, opset, node.seconds) for layer in inner.layers]
     return found
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # has no stubs here
@@ -30,32 +31,35 @@ HINT = "specnorm.certificate."
 
 
 def audit(
-    model: bytes | onnx.ModelProto,
+    model: bytes | Path | onnx.ModelProto,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     *,
     chain: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
+    layer_seconds: float = math.inf,
 ) -> Report:
     """Return the norms of the linear layers of ``model`` and an L2 Lipschitz bound of each output, or the operators that prevent one.
 
     Args:
-        model: the content of an ONNX file, or the model itself.
+        model: the content of an ONNX file, its path, which takes the least memory, or the model itself.
         input_shapes: shapes that take the place of those in the file, by input; -1 = free.
         chain: also look for the tighter certificate of `export.audit.chain`, and state its bound where it is the least.
-        progress: called after every node with how many are done, how many there are, and the node's name.
+        progress: called after every node with how many are done, how many there are, and the name of the next.
+        layer_seconds: how long the proof of one norm may take; where it takes longer, its bound is looser, which the report says.
 
     Raises:
         AuditError: the content is no ONNX model, keeps weights in other files, or names an input that it does not have.
     """
-    return certified(model, input_shapes, chain=chain, progress=progress)[0]
+    return certified(model, input_shapes, chain=chain, progress=progress, layer_seconds=layer_seconds)[0]
 
 
 def certified(
-    model: bytes | onnx.ModelProto,
+    model: bytes | Path | onnx.ModelProto,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     *,
     chain: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
+    layer_seconds: float = math.inf,
     watch: Callable[[Node, Sequence[Value]], None] | None = None,
 ) -> tuple[Report, dict[str, Certificate]]:
     """Return what `audit` does, and what is proved of each output by the quadratic certificate of `chain`, where anything is.
@@ -64,6 +68,8 @@ def certified(
     """
     graph, opset, hints = opened(model)
     weights = {tensor.name: constants.constant(tensor.name, to_array(tensor)) for tensor in graph.initializer}
+    if not isinstance(model, onnx.ModelProto):
+        del graph.initializer[:]  # nobody else's, and the arrays are copies
     inputs = [value for value in graph.input if value.name not in weights]
     unknown = sorted(set(input_shapes or {}) - {value.name for value in inputs})
     if unknown:
@@ -71,9 +77,9 @@ def certified(
     values: dict[str, Value] = {**weights, **started(inputs, input_shapes or {})}
     layers: list[AuditedLayer] = []
     relations = Relations()
-    for done, (node, produced) in enumerate(walked(graph.node, values, opset), start=1):
+    for done, (node, produced) in enumerate(walked(graph.node, values, opset, layer_seconds), start=1):
         if progress is not None:
-            progress(done, max(done, len(graph.node)), node.place)
+            progress(done, max(done, len(graph.node)), graph.node[done].name if done < len(graph.node) else "")
         layers += node.layers
         if chain:
             follow(relations, node, produced)
@@ -113,14 +119,16 @@ def compared(value: Value, found: Certificate | None) -> Bounds:
     return Bounds(product=graph if value.chain else None, graph=graph, chain=None if found is None else found.bound)
 
 
-def opened(model: bytes | onnx.ModelProto) -> tuple[onnx.GraphProto, int, dict[str, str]]:
+def opened(model: bytes | Path | onnx.ModelProto) -> tuple[onnx.GraphProto, int, dict[str, str]]:
     """Return the graph, local functions put in their place, the opset of ONNX's own operators, and the metadata.
 
     Raises:
         AuditError: it is no whole ONNX model, or one that may be read in two ways.
     """
     try:
-        model = onnx.load_from_string(model) if isinstance(model, bytes) else model
+        content = model.read_bytes() if isinstance(model, Path) else model
+        model = onnx.load_from_string(content) if isinstance(content, bytes) else content
+        del content
     except DecodeError:
         raise AuditError("the file is no ONNX model") from None
     if not model.graph.output:
