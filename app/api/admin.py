@@ -20,6 +20,8 @@ from app.registry.shelf import Shelf, Stored
 from app.registry.store import CHUNK
 from export.bundle import Manifest
 
+Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key and request act once, however often sent.")]
+
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -74,14 +76,14 @@ def _add_reading(routes: APIRouter, registry: Registry, promotion: Promotion) ->
 
 def _add_promotion(routes: APIRouter, promotion: Promotion) -> None:
     @routes.post("/models/{name}/promote")
-    async def promote(request: Request, name: str, version: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
+    async def promote(request: Request, name: str, version: Annotated[str, Body(embed=True)], key: Key = None) -> dict[str, Any]:
         """Make a version live; answered once it is. It is loaded beside the old one, so no request fails."""
-        return await promotion.promote(name, version, who=_who(request))
+        return await promotion.promote(name, version, who=_who(request), key=key)
 
     @routes.post("/models/{name}/rollback")
-    async def rollback(request: Request, name: str) -> dict[str, Any]:
+    async def rollback(request: Request, name: str, key: Key = None) -> dict[str, Any]:
         """Make the version live that was so before; answered once it is."""
-        return await promotion.rollback(name, who=_who(request))
+        return await promotion.rollback(name, who=_who(request), key=key)
 
     @routes.delete("/models/{name}/versions/{version}")
     async def delete_version(name: str, version: str) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def _add_imports(routes: APIRouter, imports: Imports) -> None:
         name: Annotated[str, Form(description="Name of the model that it becomes the next version of.")],
         file: Annotated[list[UploadFile], File(description="One .onnx file, or every file of a bundle.")],
         wait: Annotated[float, Query(ge=0, le=600, description="Seconds to wait for the end before 202 is answered.")] = 60.0,
-        key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+        key: Key = None,
     ) -> dict[str, Any]:
         """Have a worker judge a model, and publish it. The first version of a model goes live; 202 while it is still being judged."""
         unknown = sorted(set(await request.form()) - {"name", "file"})

@@ -26,20 +26,23 @@ class Promotion:
         """Return, by model, why the version that answers here is not the live one."""
         return self._catalog.problems()
 
-    async def promote(self, name: str, version: str, *, who: str, why: str = "asked for") -> dict[str, Any]:
+    async def promote(self, name: str, version: str, *, who: str, why: str = "asked for", key: str | None = None) -> dict[str, Any]:
         """Make a version live; it is loaded beside the old one, so no request fails."""
         async with self._turns[name]:
             await self._catalog.prepare(name, version)
-            previous = await asyncio.to_thread(self._registry.promote, name, version, why=why, who=who)
+            previous = await asyncio.to_thread(self._registry.promote, name, version, why=why, who=who, key=key)
             await self.catch_up(name)
         return {"name": name, "live_version": version, "previous_version": previous}
 
-    async def rollback(self, name: str, *, who: str) -> dict[str, Any]:
-        """Make the version live that was so before."""
+    async def rollback(self, name: str, *, who: str, key: str | None = None) -> dict[str, Any]:
+        """Make the version live that was so before; under an idempotency key once."""
         async with self._turns[name]:
+            known = await asyncio.to_thread(self._registry.rolled_back, name, key)
+            if known is not None:
+                return {"name": name, "live_version": known[0], "previous_version": known[1]}
             target = await asyncio.to_thread(self._registry.previous, name)
             await self._catalog.prepare(name, target)
-            version, previous = await asyncio.to_thread(self._registry.rollback, name, who=who, expected=target)
+            version, previous = await asyncio.to_thread(self._registry.rollback, name, who=who, expected=target, key=key)
             await self.catch_up(name)
         return {"name": name, "live_version": version, "previous_version": previous}
 

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Row, insert, select
 
 from app.db import idempotency
 from app.errors import ConflictError, InvalidRequestError
+
+Answer = dict[str, Any]
 
 
 def once(connection: Connection, scope: str, key: str | None, request: Any, make: Callable[[], str]) -> str:
@@ -27,14 +30,46 @@ def once(connection: Connection, scope: str, key: str | None, request: Any, make
     """
     if key is None:
         return make()
-    if not 0 < len(key) <= 255:
-        raise InvalidRequestError("an Idempotency-Key has 1 to 255 characters")
-    fingerprint = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-    known = connection.execute(select(idempotency).where(idempotency.c.scope == scope, idempotency.c.key == key)).first()
+    known = _known(connection, scope, key, request)
     if known is not None:
-        if known.fingerprint != fingerprint:
-            raise ConflictError("this Idempotency-Key was used for another request: take a new key")
         return str(known.resource)
     name = make()
-    connection.execute(insert(idempotency).values(scope=scope, key=key, fingerprint=fingerprint, resource=name))
+    _keep(connection, scope, key, request, resource=name)
     return name
+
+
+def answered(connection: Connection, scope: str, key: str | None, request: Any, act: Callable[[], Answer]) -> Answer:
+    """Return the answer of the first time, or ``act`` now; like :func:`once`, for what changes a thing and makes none."""
+    if key is None:
+        return act()
+    known = _known(connection, scope, key, request)
+    if known is not None:
+        return dict(known.answer)
+    answer = act()
+    _keep(connection, scope, key, request, resource="", answer=answer)
+    return answer
+
+
+def recall(connection: Connection, scope: str, key: str | None, request: Any) -> Answer | None:
+    """Return the answer that :func:`answered` gave under this key, or None."""
+    known = None if key is None else _known(connection, scope, key, request)
+    return None if known is None else dict(known.answer)
+
+
+def _known(connection: Connection, scope: str, key: str, request: Any) -> Row[Any] | None:
+    """Return what was kept; transactions that write come one after another, so nobody else is between this look and its use."""
+    if not 0 < len(key) <= 255:
+        raise InvalidRequestError("an Idempotency-Key has 1 to 255 characters")
+    known = connection.execute(select(idempotency).where(idempotency.c.scope == scope, idempotency.c.key == key)).first()
+    if known is not None and known.fingerprint != _fingerprint(request):
+        raise ConflictError("this Idempotency-Key was used for another request: take a new key")
+    return known
+
+
+def _keep(connection: Connection, scope: str, key: str, request: Any, *, resource: str, answer: Answer | None = None) -> None:
+    row = {"scope": scope, "key": key, "fingerprint": _fingerprint(request), "resource": resource, "answer": answer, "at": int(time.time())}
+    connection.execute(insert(idempotency).values(row))
+
+
+def _fingerprint(request: Any) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from app.db import jobs, models, version_files, versions
+from app.db import jobs, models, reading, version_files, versions
 from app.errors import ConflictError, InvalidRequestError
 from app.registry import aliases, live
 from app.registry.contents import Contents
+from app.registry.once import Answer, answered, recall
 from app.registry.shelf import hold
 from export.bundle import Manifest, digest
 
@@ -61,16 +62,30 @@ class Registry(Contents):
                 within(connection, version)
         return version
 
-    def promote(self, model: str, version: str, *, why: str, who: str) -> str | None:
+    def promote(self, model: str, version: str, *, why: str, who: str, key: str | None = None) -> str | None:
         """Make ``version`` the live one and return the one that was; promoting the live version again changes nothing.
+
+        Under an idempotency ``key`` it is done once: after that the first answer is given again, whatever is live by then.
 
         Raises:
             NotFoundError: there is no such model or version.
+            ConflictError: the key was used for another request.
         """
-        with self.database.begin() as connection:
-            return live.promote(connection, model, version, why=why, who=who)
 
-    def rollback(self, model: str, *, who: str, expected: str | None = None) -> tuple[str, str]:
+        def move() -> Answer:
+            return {"previous": live.promote(connection, model, version, why=why, who=who)}
+
+        with self.database.begin() as connection:
+            previous: str | None = answered(connection, "promote", key, [model, version], move)["previous"]
+            return previous
+
+    def rolled_back(self, model: str, key: str | None) -> tuple[str, str] | None:
+        """Return what :meth:`rollback` answered under this idempotency key, or None."""
+        with reading(self.database) as connection:
+            known = recall(connection, "rollback", key, [model])
+            return None if known is None else (known["live"], known["until_now"])
+
+    def rollback(self, model: str, *, who: str, expected: str | None = None, key: str | None = None) -> tuple[str, str]:
         """Go back to the version that was live before, and return it with the one that was live until now.
 
         Going back twice goes back two promotions; versions deleted since are passed over.
@@ -79,18 +94,24 @@ class Registry(Contents):
             model: name of the model.
             who: who asks, for the history.
             expected: the version to arrive at, where the caller has looked (:meth:`previous`) and prepared it.
+            key: idempotency key: under one it goes back once, however often it is asked.
 
         Raises:
             NotFoundError: there is no such model.
             ConflictError: no other version was live before, or it is no longer the expected one.
         """
-        with self.database.begin() as connection:
+
+        def move() -> Answer:
             until_now = str(live.known(connection, model).live)
             target = live.previous(connection, model)
             if expected not in {None, target}:
                 raise ConflictError(f"model {model!r} was promoted meanwhile: try again")
             live.move(connection, model, target, what="rollback", why="rollback", who=who)
-        return target, until_now
+            return {"live": target, "until_now": until_now}
+
+        with self.database.begin() as connection:
+            answer = answered(connection, "rollback", key, [model], move)
+        return answer["live"], answer["until_now"]
 
     def set_alias(self, model: str, alias: str, version: str, *, who: str) -> str | None:
         """Point ``model@alias`` at ``version``, and return the version that it pointed at before.

@@ -49,8 +49,24 @@ def test_a_promotion_is_served_when_it_is_answered_and_a_rollback_too(service: A
     assert lines[-1]["who"] == "local"
 
 
+def test_a_promotion_and_a_rollback_under_a_key_are_done_once_and_told_again(service: Any) -> None:
+    def send(act: str, key: str, **body: Any) -> Any:
+        return service.http.post(f"/admin/models/affine/{act}", json=body or None, headers={"Idempotency-Key": key})
+
+    live = service.registry.live("affine")
+    first = send("promote", "a", version="2").json()
+    assert first == {"name": "affine", "live_version": "2", "previous_version": live}
+    back = send("rollback", "b").json()
+    assert send("promote", "a", version="2").json() == first
+    assert send("rollback", "b").json() == back
+    assert service.registry.live("affine") == live
+    refused = send("promote", "a", version="1")
+    assert refused.status_code == 409
+    assert "new key" in refused.json()["error"]
+
+
 def test_a_version_that_cannot_be_loaded_does_not_become_live(service: Any) -> None:
-    path = service.registry.blobs.open(service.registry.manifest("affine", "2").model_digest)
+    path = service.registry.blobs.store.open(service.registry.manifest("affine", "2").model_digest)
     path.write_bytes(b"rotten")
     got = service.http.post("/admin/models/affine/promote", json={"version": "2"})
     assert got.status_code == 503
