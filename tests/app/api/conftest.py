@@ -66,7 +66,7 @@ def service(tmp_path: Path, models: Any) -> Iterator[Service]:
         manifest = artifact.manifest.model_copy(update={"files": {name: digest(content) for name, content in files.items()}})
         registry.publish("affine", manifest, files)
     registry.promote("affine", "1", why="first", who="test")
-    settings = Settings(workspace=tmp_path, worker="none", max_upload_bytes=5000)
+    settings = Settings(workspace=tmp_path, worker="none", max_upload_bytes=5000, max_open_jobs=10)
     with (
         listening(settings) as url,
         httpx.Client(base_url=url, timeout=30) as http,

@@ -155,6 +155,16 @@ def test_jobs_are_listed_newest_first_and_chosen_by_metadata(service: Any) -> No
     assert [job.id for job in jobs.list(extra_query={"metadata": "null"})] == [plain]
 
 
+def test_past_so_many_open_jobs_the_answer_is_429_until_one_has_ended(service: Any) -> None:
+    jobs, file = service.openai.fine_tuning.jobs, upload(service).id
+    made = [jobs.create(model="affine", training_file=file).id for _ in range(10)]
+    with pytest.raises(openai.RateLimitError, match="10 jobs wait or run already") as caught:
+        jobs.create(model="affine", training_file=file)
+    assert caught.value.response.headers["Retry-After"]
+    jobs.cancel(made[3])
+    assert jobs.create(model="affine", training_file=file).status == "validating_files"
+
+
 def test_an_idempotency_key_makes_one_of_each(service: Any) -> None:
     key = {"Idempotency-Key": "k1"}
     files = {service.openai.files.create(file=("data.csv", CSV), purpose="fine-tune", extra_headers=key).id for _ in range(2)}
