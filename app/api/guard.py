@@ -39,7 +39,7 @@ class Guard:
         self._inner = inner
         self._access = access
         self._settings = settings
-        self._answers: Counter[tuple[str, int]] = Counter()
+        self.answers: Counter[tuple[str, int]] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -72,7 +72,7 @@ class Guard:
 
     def count(self, method: str, status: int) -> None:
         """Take note of an answer; 499 is none, since the client went away."""
-        self._answers[method if method in _METHODS else "other", status] += 1
+        self.answers[method if method in _METHODS else "other", status] += 1
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """Return a ``receive`` that takes no more than the route's limit; the inference protocol has its own."""
@@ -99,7 +99,7 @@ class Guard:
     async def families(self) -> AsyncIterator[Family]:
         """Tell how many requests were answered, by method and status."""
         samples = tuple(
-            Sample({"method": method, "status": str(status)}, count) for (method, status), count in sorted(self._answers.items())
+            Sample({"method": method, "status": str(status)}, count) for (method, status), count in sorted(self.answers.items())
         )
         yield Family("specnorm_http_requests_total", "counter", "Requests answered.", samples)
 

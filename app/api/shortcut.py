@@ -7,7 +7,8 @@ Any other goes the ordinary way, which gives the same answer.
 
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from itertools import count
 from typing import Final, NamedTuple
 
@@ -52,7 +53,10 @@ class Head(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A head, where the body begins behind it, and where that ends."""
+    """A head, where the body begins behind it and ends, and of the head what each request needs.
+
+    ``plain``: neither an id of the caller's nor compression is asked for.
+    """
 
     head: Head
     begin: int
@@ -60,6 +64,7 @@ class Message(NamedTuple):
     model: str
     version: str | None
     json_bytes: int | None
+    plain: bool
 
 
 class Shortcut:
@@ -72,41 +77,42 @@ class Shortcut:
         lines: the same as text.
         answer: a format of bytes for a plain answer: its length, its number, its body.
         numbers: of the requests whose id is made here.
+        messages: what is known of messages, by their whole heads; until the loop's time is ``fresh_until``.
 
     Args:
         catalog: what is served.
         settings: limits.
         access: what requests are judged by.
-        counted: told method and status of every answer.
+        answers: how many there were, by method and status.
     """
 
-    def __init__(self, catalog: Catalog, settings: Settings, access: Access | None, counted: Callable[[str, int], None]) -> None:
+    def __init__(self, catalog: Catalog, settings: Settings, access: Access | None, answers: Counter[tuple[str, int]]) -> None:
         self.at_hand = catalog.at_hand
         self._settings = settings
         self._access = access
-        self._counted = counted
+        self.answers = answers
         self._heads: dict[bytes, Head] = {}
-        self._messages: dict[bytes, Message] = {}  # by their whole heads
+        self.messages: dict[bytes, Message] = {}
         self.headers: list[tuple[bytes, bytes]] = []
         self.lines = b""
         self.answer = b""
         self._series = uuid.uuid4().hex[:16].encode()  # what the ids of this service's requests begin with
         self.numbers = count(1)  # and what they end with
         self._keys: object = None
-        self._fresh_until = 0.0
+        self.fresh_until = 0.0
         self.seconds = settings.request_timeout
 
-    def message(self, data: bytes, now: float) -> Message | None:
+    def message(self, data: bytes, end: int, now: float) -> Message | None:
         """Return the message that ``data`` begins with, None where it must go the ordinary way.
 
         Args:
             data: what the connection has to read; the beginning of a message.
+            end: where its head ends.
             now: on the loop's clock.
         """
-        end = data.find(b"\r\n\r\n") + 4
-        if now >= self._fresh_until:
+        if now >= self.fresh_until:
             self._refresh(now)
-        return self._messages.get(data[:end]) or self._read(data, end)
+        return self.messages.get(data[:end]) or self._read(data, end)
 
     def _read(self, data: bytes, end: int) -> Message | None:
         """Return the message whose head ends at ``end``, if it is a plain one."""
@@ -120,11 +126,11 @@ class Shortcut:
         size = int(length.group(1))
         if head is None or size > head.limit:
             return None
-        message = Message(head, end, end + size, head.model, head.version, head.how.json_bytes)
+        message = Message(head, end, end + size, head.model, head.version, head.how.json_bytes, not (head.how.accepted or head.request_id))
         if key in self._heads:
-            if len(self._messages) >= _MOST_MESSAGES:
-                self._messages.clear()
-            self._messages[data[:end]] = message
+            if len(self.messages) >= _MOST_MESSAGES:
+                self.messages.clear()
+            self.messages[data[:end]] = message
         return message
 
     def renew(self, headers: list[tuple[bytes, bytes]]) -> None:
@@ -140,10 +146,6 @@ class Shortcut:
         given = head.request_id and new_request_id(head.request_id.decode("latin-1")).encode()
         return given or b"%s%016x" % (self._series, next(self.numbers))
 
-    def count(self, status: int) -> None:
-        """Take note of an answer."""
-        self._counted("POST", status)
-
     def refused(self, error: Exception, head: Head) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes]:
         """Return status, headers and body of the answer to a request that ended in ``error``."""
         response = response_of(error, head.path)
@@ -151,11 +153,11 @@ class Shortcut:
 
     def _refresh(self, now: float) -> None:
         """Forget what was judged by other keys than those of now."""
-        self._fresh_until = now + _JUDGED_AFRESH
+        self.fresh_until = now + _JUDGED_AFRESH
         keys = self._access.keys.current() if self._access and self._access.keys else None
         if keys is not self._keys:
             self._heads.clear()
-            self._messages.clear()
+            self.messages.clear()
             self._keys = keys
 
     def _parse(self, key: bytes, text: bytes) -> Head | None:

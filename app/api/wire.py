@@ -74,8 +74,10 @@ class Wire(HttpToolsProtocol):
             return
         message = None
         if not self._within and (self.cycle is None or self.cycle.response_complete):
-            self._begun = self.loop.time()
-            message = self._shortcut.message(data, self._begun)
+            shortcut = self._shortcut
+            now = self._begun = self.loop.time()
+            end = data.find(b"\r\n\r\n") + 4
+            message = (shortcut.messages.get(data[:end]) if now < shortcut.fresh_until else None) or shortcut.message(data, end, now)
         served = None if message is None else self._shortcut.at_hand(message.model, message.version)
         if message is None or served is None:
             super().data_received(data)
@@ -86,14 +88,14 @@ class Wire(HttpToolsProtocol):
                 self._unset_keepalive_if_required()
             self._message = message
             if len(data) == message.end:
-                self._ask(served, data, message.begin)
+                self._ask(served, message, data, message.begin)
             else:
                 self._begin(message, served, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything: the client has gone."""
         if self._message is not None:
-            self._shortcut.count(499)
+            self._shortcut.answers["POST", 499] += 1
         if self._asked is not None:
             self._asked.drop()
         for running in (self._late, self._idle_alarm, self._task):
@@ -122,7 +124,7 @@ class Wire(HttpToolsProtocol):
         """Ask with the first message of ``data``, or wait for the rest of it."""
         if len(data) > message.end:
             self._hold(data[message.end :])
-            self._ask(served, data[: message.end], message.begin)
+            self._ask(served, message, data[: message.end], message.begin)
         else:
             self._served = served
             self._body += memoryview(data)[message.begin :]
@@ -145,36 +147,40 @@ class Wire(HttpToolsProtocol):
             self._late = None
             served, body = self._served, bytes(self._body)
             self._served, self._body = None, bytearray()
-            self._ask(served, body, 0)
+            self._ask(served, message, body, 0)
 
     def _give_up(self) -> None:
         self._late = None
         sentence = f"The body did not arrive within {self._shortcut.seconds:g} s."
         self.refuse(HTTPException(408, sentence, {"Connection": "close"}))
 
-    def _ask(self, served: Served, data: bytes, begin: int) -> None:
+    def _ask(self, served: Served, message: Message, data: bytes, begin: int) -> None:
         """Have the model answer what the body says, which begins there."""
         try:
-            self._asked = served.ask(self.loop, self, data, begin, self._going.json_bytes)
+            self._asked = served.ask(self.loop, self._begun, self, data, begin=begin, json_bytes=message.json_bytes)
         except Exception as error:
             self.refuse(error)
 
     def answer(self, body: bytes, json_bytes: int | None) -> None:
         """Write an answer, from the batcher."""
-        shortcut = self._shortcut
+        shortcut, state, message = self._shortcut, self.server_state, self._message
         try:
-            head = self._going.head
-            if head.how.accepted:
-                self._task = self.loop.create_task(self._compressed(head, body, json_bytes))
-            elif json_bytes is not None or head.request_id or self._closing or log.isEnabledFor(logging.DEBUG):
-                self._write(head, 200, lines(json_bytes), body)
+            if message is None or not message.plain or json_bytes is not None or self._closing or log.isEnabledFor(logging.DEBUG):
+                self._answer_in_full(body, json_bytes)
             else:
-                if shortcut.headers is not self.server_state.default_headers:
-                    shortcut.renew(self.server_state.default_headers)
+                if shortcut.headers is not state.default_headers:
+                    shortcut.renew(state.default_headers)
                 self._send(200, shortcut.answer % (len(body), next(shortcut.numbers), body))
         except Exception:  # must not reach the others that shared the run
             log.exception("an answer could not be written")
             self.transport.abort()
+
+    def _answer_in_full(self, body: bytes, json_bytes: int | None) -> None:
+        head = self._going.head
+        if head.how.accepted:
+            self._task = self.loop.create_task(self._compressed(head, body, json_bytes))
+        else:
+            self._write(head, 200, lines(json_bytes), body)
 
     def refuse(self, error: Exception) -> None:
         """Write what went wrong, from the batcher or here."""
@@ -196,9 +202,13 @@ class Wire(HttpToolsProtocol):
         return self._message
 
     async def _compressed(self, head: Head, body: bytes, json_bytes: int | None) -> None:
-        body, encoding = await compress(body, head.how.accepted)
-        more = b"content-encoding: %s\r\nvary: accept-encoding\r\n" % encoding if encoding else b""
-        self._write(head, 200, lines(json_bytes) + more, body)
+        try:
+            body, encoding = await compress(body, head.how.accepted)
+            more = b"content-encoding: %s\r\nvary: accept-encoding\r\n" % encoding if encoding else b""
+            self._write(head, 200, lines(json_bytes) + more, body)
+        except Exception:  # nobody awaits this task, and the client must not wait for ever
+            log.exception("an answer could not be written")
+            self.transport.abort()
 
     def _write(self, head: Head, status: int, more: bytes, body: bytes) -> None:
         """Write an answer of any kind."""
@@ -218,7 +228,7 @@ class Wire(HttpToolsProtocol):
         """Send an answer and turn to the next message."""
         self._message = self._asked = self._task = None
         self.server_state.total_requests += 1
-        self._shortcut.count(status)
+        self._shortcut.answers["POST", status] += 1
         self.transport.write(answer)
         if self._closing:
             self.transport.close()

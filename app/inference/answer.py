@@ -47,20 +47,20 @@ class Writer:
             InvalidRequestError: an output is asked for as JSON, which cannot say its values.
         """
         if request.plain and type(outputs) is Part:
-            text = self.text(outputs.joined, outputs.begin, outputs.end, outside=request.out_of_range)
+            text = self._text(outputs.joined, outputs.begin, outputs.end, outside=request.out_of_range)
             if text is not None:
                 return Encoded(text if request.id is None else named(text, request.id))
         answer, blobs = self.write(request, outputs)
         text = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
         return Encoded(b"".join((text, *blobs)), len(text)) if blobs else Encoded(text)
 
-    def text(self, joined: Joined, begin: int, end: int, *, outside: bool) -> bytes | None:
+    def _text(self, joined: Joined, begin: int, end: int, *, outside: bool) -> bytes | None:
         """Return what :meth:`encode` gives for some rows of a run where all is wanted as JSON, and there is no id.
 
         None where that cannot be had row by row.
         """
         if end - begin == 1:
-            rows = self._rows(joined, outside)
+            rows = self.rows(joined, outside)
             return None if rows is None else rows[begin]
         texts = self._texts(joined)
         if texts is None:
@@ -70,8 +70,8 @@ class Writer:
             parts += (name, b'%d%s],"data":[%s]}' % (end - begin, text.sizes, b",".join(text.rows[begin:end])))
         return b"".join((*parts, b"]}"))
 
-    def _rows(self, joined: Joined, outside: bool) -> list[bytes] | None:
-        """Return the answers to every single row of a run, which are written together."""
+    def rows(self, joined: Joined, outside: bool) -> list[bytes] | None:
+        """Return the answers to every single row of a run, which are written together; as :meth:`encode` writes those without id."""
         if outside in joined.rows:
             return joined.rows[outside]
         begun = time.perf_counter_ns()

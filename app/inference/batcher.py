@@ -29,7 +29,11 @@ Together = Callable[[Sequence[Waiting]], Inputs | None]
 
 
 class Batcher:
-    """The queue in front of one session."""
+    """The queue in front of one session.
+
+    Attributes:
+        running: the requests of the run that is under way on the thread.
+    """
 
     def __init__(
         self,
@@ -49,7 +53,7 @@ class Batcher:
         self._read = read
         self._queue: deque[Waiting] = deque()
         self._rows = 0
-        self._running: Sequence[Waiting] = ()
+        self.running: Sequence[Waiting] = ()
         self._stop: Stop | None = None
         self._flushing = False
         self._thread: ThreadPoolExecutor | None = None
@@ -58,12 +62,7 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._queue and not self._running
-
-    @property
-    def running(self) -> bool:
-        """Whether a run is under way on the thread."""
-        return bool(self._running)
+        return not self._queue and not self.running
 
     @property
     def waiting(self) -> int:
@@ -98,7 +97,7 @@ class Batcher:
             raise QueueFullError(f"{self._rows} rows wait already, and at most {self._queue_rows} may; try again in a second.")
         self._queue.append(waiting)
         self._rows += waiting.rows
-        if self._running:
+        if self.running:
             self._wake(loop, waiting.deadline)
         elif not self._flushing:
             self._flushing = True
@@ -109,7 +108,7 @@ class Batcher:
         if waiting in self._queue:
             self._queue.remove(waiting)
             self._rows -= waiting.rows
-        elif self._stop and all(one.gone for one in self._running):
+        elif self._stop and all(one.gone for one in self.running):
             self._stop()
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -128,14 +127,15 @@ class Batcher:
                 self._settle(self._execute(batch, inputs, begun))
             else:
                 self._start(loop, batch, inputs, begun)
-        if self._queue and not self._running:
+        if self._queue and not self.running:
             self._schedule(loop)
 
     def _ready(self, batch: list[Waiting]) -> tuple[list[Waiting], Inputs | None]:
         """Read what is still to be read, together where that goes. What cannot be read is refused and left out."""
-        if all([waiting.inputs is not None for waiting in batch]):
+        unread = [waiting for waiting in batch if waiting.inputs is None]
+        if not unread:
             return batch, None
-        if all([waiting.inputs is None for waiting in batch]):
+        if len(unread) == len(batch):
             try:
                 inputs = self._read(batch)
             except Exception:  # each alone may yet go well, and nobody must wait for ever
@@ -156,10 +156,9 @@ class Batcher:
 
     def _take(self, now: float) -> list[Waiting]:
         """Remove the next batch from the queue: requests of like shape, up to the limit of rows, none that is late."""
-        batch: list[Waiting] = []
-        rows = 0
-        while self._queue:
-            first = self._queue[0]
+        queue, batch, rows = self._queue, list[Waiting](), 0
+        while queue:
+            first = queue[0]
             if first.gone or first.deadline <= now:
                 _expire(first)
             elif batch and (rows + first.rows > self._max_batch_rows or first.key != batch[0].key):
@@ -167,17 +166,17 @@ class Batcher:
             else:
                 batch.append(first)
                 rows += first.rows
-            self._queue.popleft()
+            queue.popleft()
             self._rows -= first.rows
         return batch
 
     def _start(self, loop: asyncio.AbstractEventLoop, batch: list[Waiting], inputs: Inputs | None, begun: int) -> None:
         """Run ``batch`` on the thread; its deadlines need a clock, since the queue does not move meanwhile."""
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self._running, self._stop = batch, Stop()
+        self.running, self._stop = batch, Stop()
 
         def finish(done: "asyncio.Future[list[Run]]") -> None:
-            self._running, self._stop = (), None
+            self.running, self._stop = (), None
             if done.cancelled():
                 return
             error = done.exception()
@@ -198,11 +197,11 @@ class Batcher:
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
         self._alarm = None
         now = loop.time()
-        pending = [waiting for waiting in (*self._running, *self._queue) if not waiting.gone]
+        pending = [waiting for waiting in (*self.running, *self._queue) if not waiting.gone]
         for waiting in pending:
             if waiting.deadline <= now:
                 _expire(waiting)
-        if self._stop and all(waiting.gone for waiting in self._running):
+        if self._stop and all(waiting.gone for waiting in self.running):
             self._stop()
         later = [waiting.deadline for waiting in pending if not waiting.gone]
         if later:

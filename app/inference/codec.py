@@ -27,8 +27,9 @@ class Codec:
         read: :meth:`Reader.read`.
         write: :meth:`Writer.write`.
         encode: :meth:`Writer.encode`.
-        text: :meth:`Writer.text`.
+        rows: :meth:`Writer.rows`.
         raw: :meth:`Writer.raw`.
+        find: :meth:`Forms.find`.
     """
 
     def __init__(self, model: str, version: str, manifest: Manifest, *, max_rows: int) -> None:
@@ -41,7 +42,8 @@ class Codec:
         self._certified = manifest.lipschitz.bound is not None
         writer = Writer(model, version, manifest)
         self.read = self._reader.read
-        self.write, self.encode, self.text, self.raw = writer.write, writer.encode, writer.text, writer.raw
+        self.write, self.encode, self.rows, self.raw = writer.write, writer.encode, writer.rows, writer.raw
+        self.find = self._forms.find if self._forms is not None else _find_nothing
 
     def decode(self, body: bytes, json_bytes: int | None = None) -> Request:
         """Return the request that ``body`` holds.
@@ -58,20 +60,16 @@ class Codec:
         if json_bytes is not None and json_bytes > len(body):
             raise InvalidRequestError(f"Inference-Header-Content-Length is {json_bytes}, but the body has {len(body)} bytes")
         found = self.find(body, 0, json_bytes)
-        together = found and self.together([found])
+        together = found and self.together([Found(*found)])
         if found and together:
-            (array, flags), form = together, found.form
-            return Request({form.tensor.name: array}, form.rows, form.wanted, found.id, form.timeout, flags[0], form.plain)
+            (array, flags), form, identity = together, found[0], found[2]
+            return Request({form.tensor.name: array}, form.rows, form.wanted, identity, form.timeout, flags[0], form.plain)
         if json_bytes is None:
             request = self.read(_parse(body), None)
         else:
             request = self.read(_parse(memoryview(body)[:json_bytes]), memoryview(body)[json_bytes:])
         self._learn(body, json_bytes, request)
         return request
-
-    def find(self, data: bytes, begin: int, json_bytes: int | None) -> Found | None:
-        """Return the request that ``data`` holds from ``begin`` on where its form is known, its numbers still to be read."""
-        return None if self._forms is None else self._forms.find(data, begin, json_bytes)
 
     def together(self, unread: Sequence[Unread]) -> tuple[Array, list[bool]] | None:
         """Return the numbers of requests whose inputs are of like rows, one behind the other, and which are out of range.
@@ -111,6 +109,10 @@ class Codec:
             self._forms.learn_text(body, form)
         elif len(body) - json_bytes == 4 * form.size:
             self._forms.learn_head(body[:json_bytes], form)
+
+
+def _find_nothing(data: bytes, begin: int, json_bytes: int | None) -> tuple[Form, bytes, str | None] | None:
+    """Return None: no form is known of these requests."""
 
 
 def _parse(text: bytes | memoryview) -> dict[str, Any]:

@@ -96,8 +96,8 @@ class Forms:
         self._texts: dict[tuple[bytes, bytes], Form] = {}
         self._heads: dict[bytes, Form] = {}
 
-    def find(self, data: bytes, begin: int, json_bytes: int | None) -> Found | None:
-        """Return the request that ``data`` holds from ``begin`` on, None where its form is new.
+    def find(self, data: bytes, begin: int, json_bytes: int | None) -> tuple[Form, bytes, str | None] | None:
+        """Return form, numbers and id of the request that ``data`` holds from ``begin`` on, None where its form is new.
 
         Args:
             data: all that was received.
@@ -110,17 +110,17 @@ class Forms:
             before, after = data[begin:start], data[stop:]
             form = self._texts.get((before, after))
             if form is not None:
-                return Found(form, data[start:stop], None)
+                return form, data[start:stop], None
             before, after, identity = _without_id(before, after)
             form = self._texts.get((before, after)) if identity is not None else None
-            return Found(form, data[start:stop], identity) if form else None
+            return (form, data[start:stop], identity) if form else None
         end = begin + json_bytes
         head, identity = data[begin:end], None
         form = self._heads.get(head)
         if form is None:
             head, _, identity = _without_id(head, b"")
             form = self._heads.get(head) if identity is not None else None
-        return Found(form, data[end:], identity) if form and len(data) - end == 4 * form.size else None
+        return (form, data[end:], identity) if form and len(data) - end == 4 * form.size else None
 
     def read(self, unread: Sequence[Unread]) -> Array | None:
         """Return the numbers of requests whose inputs are of like rows, one behind the other; None where there is doubt."""

@@ -61,8 +61,8 @@ class Asked(Waiting):
     numbers: bytes
     id: str | None
 
-    def __init__(self, served: "Served", caller: Caller, data: bytes, begin: int, json_bytes: int | None) -> None:
-        """Args: ``begin`` is where the body begins in ``data``, which was received."""
+    def __init__(self, served: "Served", caller: Caller, now: float, data: bytes, *, begin: int, json_bytes: int | None) -> None:
+        """Args: ``now`` is the loop's time, and ``begin`` where the body begins in ``data``, which was received."""
         self.since_ns = time.perf_counter_ns()
         self.told = False
         self._served = served
@@ -72,36 +72,38 @@ class Asked(Waiting):
         self._json_bytes = json_bytes
         self._outside = False
         self._read: Read | None = None
-        found = None if served.running else served.codec.find(data, begin, json_bytes)
+        # While a run is under way on the thread, nothing is gained by reading later.
+        found = None if served.batcher.running else served.codec.find(data, begin, json_bytes)
         if found is None:
-            self.read()
+            timeout = self._decode().timeout
         else:
-            self.form, self.numbers, self.id = found
+            self.form, self.numbers, self.id = form, _, _ = found
             self.inputs = None
-            self.rows = self.form.rows
-            self.key = self.form.key
-
-    @property
-    def timeout(self) -> float | None:
-        """How long the caller would wait, in seconds."""
-        return self.form.timeout if self._read is None else self._read.request.timeout
+            self.rows = form.rows
+            self.key = form.key
+            timeout = form.timeout
+        self.deadline = now + (served.timeout if timeout is None else min(served.timeout, timeout))
 
     def read(self) -> None:
         """Read it in full."""
+        self._decode()
+
+    def _decode(self) -> Request:
         begun = time.perf_counter_ns()
         request = self._served.codec.decode(self._data[self._begin :], self._json_bytes)
         self.inputs = request.inputs
         self.rows = request.rows
         self.key = key_of(request.inputs)
         self._read = Read(request, time.perf_counter_ns() - begun)
+        return request
 
     def take(self, joined: Joined, begin: int, end: int) -> bool:
         """Encode the result and pass it on."""
         self.told = True
-        if self._read is None and self.form.plain and end - begin == 1:
-            text = self._served.codec.text(joined, begin, end, outside=self._outside)
-            if text is not None:
-                self._caller.answer(text if self.id is None else named(text, self.id), None)
+        if self._read is None and self.form.plain and self.rows == 1:
+            rows = joined.rows.get(self._outside) or self._served.codec.rows(joined, self._outside)
+            if rows is not None:
+                self._caller.answer(rows[begin] if self.id is None else named(rows[begin], self.id), None)
                 return True
         computed = time.perf_counter_ns()
         try:
@@ -134,7 +136,7 @@ class Asked(Waiting):
         if not self.gone:
             self.told = True
             self._served.statistics.failed(time.perf_counter_ns() - self.since_ns)
-            self._served.leave(self)
+            self._served.batcher.leave(self)
 
     @staticmethod
     def together(codec: Codec, batch: Sequence[Waiting]) -> Inputs | None:
@@ -160,6 +162,8 @@ class Served:
         max_batch_rows: of how many rows at most.
         statistics: what it has done since the process started.
         codec: reads its requests and writes its answers.
+        batcher: the queue of requests.
+        timeout: how long they wait at most, in seconds.
     """
 
     def __init__(self, name: str, version: str, artifact: Artifact, settings: Settings, statistics: Statistics) -> None:
@@ -174,9 +178,9 @@ class Served:
         self.max_batch_rows = settings.max_batch_rows
         self.batched = shares_runs(artifact.manifest.signature)
         self._quick = session.quick(1)
-        self._timeout = settings.request_timeout
+        self.timeout = settings.request_timeout
         self.codec = Codec(name, version, artifact.manifest, max_rows=settings.queue_rows)
-        self._batcher = Batcher(
+        self.batcher = Batcher(
             session,
             statistics,
             together=self.batched,
@@ -188,38 +192,29 @@ class Served:
     @property
     def idle(self) -> bool:
         """Whether no request waits or runs."""
-        return self._batcher.idle
-
-    @property
-    def running(self) -> bool:
-        """Whether a run is under way on the thread, so that nothing is gained by reading requests later."""
-        return self._batcher.running
+        return self.batcher.idle
 
     @property
     def waiting(self) -> int:
         """How many requests wait for a run."""
-        return self._batcher.waiting
+        return self.batcher.waiting
 
     @property
     def quick(self) -> bool:
         """Whether a run of one row is so short that nobody need ask meanwhile if its caller is still there."""
         return self._quick
 
-    def leave(self, waiting: Waiting) -> None:
-        """Give up the place of a request; see :meth:`Batcher.leave`."""
-        self._batcher.leave(waiting)
-
-    def ask(self, loop: asyncio.AbstractEventLoop, caller: Caller, data: bytes, begin: int = 0, json_bytes: int | None = None) -> Asked:
+    def ask(
+        self, loop: asyncio.AbstractEventLoop, now: float, caller: Caller, data: bytes, *, begin: int = 0, json_bytes: int | None = None
+    ) -> Asked:
         """Begin what :meth:`answer` does for the body that ``data`` holds from ``begin`` on; ``caller`` is told in a later turn.
 
         Raises what :meth:`Codec.decode` raises, and QueueFullError; or the caller is told that.
         """
         begun = time.perf_counter_ns()
         try:
-            asked = Asked(self, caller, data, begin, json_bytes)
-            limit = asked.timeout
-            asked.deadline = loop.time() + (self._timeout if limit is None else min(self._timeout, limit))
-            self._batcher.enter(loop, asked)
+            asked = Asked(self, caller, now, data, begin=begin, json_bytes=json_bytes)
+            self.batcher.enter(loop, asked)
         except BaseException:
             self.statistics.failed(time.perf_counter_ns() - begun)
             raise
@@ -233,8 +228,8 @@ class Served:
             UnavailableError: the deadline passed.
             InvalidRequestError: the graph cannot be run on these inputs.
         """
-        limit = self._timeout if request.timeout is None else min(self._timeout, request.timeout)
-        return Response(*await self._batcher.submit(request.inputs, request.rows, asyncio.get_running_loop().time() + limit))
+        limit = self.timeout if request.timeout is None else min(self.timeout, request.timeout)
+        return Response(*await self.batcher.submit(request.inputs, request.rows, asyncio.get_running_loop().time() + limit))
 
     async def answer(self, body: bytes, json_bytes: int | None = None) -> tuple[Encoded, int]:
         """Do all of one request, bytes to bytes, and count it; returns the answer and its rows."""

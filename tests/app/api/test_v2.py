@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,7 +83,7 @@ class Running:
 
 def start(folder: Any, settings: Settings, *, ordinary: bool = False, **hooks: Any) -> Running:
     catalog = Catalog(folder, settings)
-    http = "httptools" if hooks or ordinary else protocol(Shortcut(catalog, settings, None, lambda _method, _status: None))
+    http = "httptools" if hooks or ordinary else protocol(Shortcut(catalog, settings, None, Counter()))
     return Running(catalog, InferApp(catalog, settings, version="0.1", **hooks), http)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from app.errors import InvalidRequestError
 from app.inference.codec import Codec
+from app.inference.flat import Found
 from app.inference.request import Request
 from export.bundle import InputDomain, Manifest
 
@@ -70,7 +71,7 @@ def test_requests_that_are_read_together_read_as_each_does_alone(models: Any, te
     for kind in ((1.0, 100.0), (None, None)):
         known = codec(models, *kind)
         known.decode((GOOD % (1, "1,2,3", "")).encode())
-        found = [one for body in bodies if (one := known.find(body, 0, None))]
+        found = [Found(*one) for body in bodies if (one := known.find(body, 0, None))]
         together = known.together(found)
         if together is None:
             assert len(found) < 2 or any(text in HOSTILE for text in texts)
@@ -89,7 +90,7 @@ def test_requests_of_other_sizes_are_read_together_only_where_each_has_its_own_n
 
     def read(*requests: tuple[int, str]) -> Any:
         found = [known.find((GOOD % (rows, text, "")).encode(), 0, None) for rows, text in requests]
-        return known.together([one for one in found if one])
+        return known.together([Found(*one) for one in found if one])
 
     array, _ = read((1, "1,2,3"), (2, "4,5,6,7,8,9"))
     assert array.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
@@ -127,7 +128,7 @@ def test_requests_whose_ids_differ_are_of_one_form(models: Any) -> None:
     known.decode(b'{"id":"first",' + (REST % "1,2,3").encode() + b"}")
     found = known.find(b'{"id":"second",' + (REST % "4,5,6").encode() + b"}", 0, None)
     assert found is not None
-    assert (found.id, found.numbers) == ("second", b"4,5,6")
+    assert found[1:] == (b"4,5,6", "second")
     assert known.find(b"{" + (REST % "4,5,6").encode() + b',"id":"third"}', 0, None) is not None
 
 
