@@ -45,6 +45,7 @@ docs:  ## Write the reference pages that the code itself tells
 	$(SETUP) .venv cpu,train
 	$(BIN)/python docs/reference.py
 	$(BIN)/python docs/audit.py
+	$(BIN)/python docs/jobs.py
 
 test-clients:  ## The stock clients of both protocols against a real server
 	$(SETUP) .venv cpu,train,test

@@ -20,7 +20,7 @@ from app.worker.guarantee import guarantee
 from app.worker.pulse import Pulse
 from app.worker.rows import load
 from app.worker.train import train
-from app.worker.verdict import Verdict, judge
+from app.worker.verdict import Verdict, judge, scored
 from export.bundle import MODEL, Manifest, Training
 from export.checkpoint import CheckpointError, Provenance
 from export.fold import FoldError
@@ -77,6 +77,7 @@ def tune(attempt: Attempt, registry: Registry, pulse: Pulse, *, threads: int) ->
     metrics, run = train(model, data, options, validation=validation, attempt=attempt, blobs=registry.blobs, pulse=pulse)
     training = _training(run, metrics, assignment)
     manifest, files = _exported(attempt, pulse, model, provenance, training=training, rows=Rows(data, validation))
+    manifest = scored(manifest, files[MODEL], validation, threads=threads)
     pulse.check()
     _publish(attempt, registry, assignment, Finished(parent, manifest, files), validation, threads=threads)
 

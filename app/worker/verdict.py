@@ -22,6 +22,15 @@ class Verdict(NamedTuple):
     scores: dict[str, float]
 
 
+def scored(manifest: Manifest, model: bytes, validation: Dataset | None, *, threads: int) -> Manifest:
+    """Return the manifest with what counts on ``validation`` among its metrics: of the bytes that are served."""
+    if validation is None or manifest.training is None:
+        return manifest
+    name, value = score(manifest, model, validation, threads=threads)
+    metrics = {**manifest.training.metrics, f"validation_{name}": value}
+    return manifest.model_copy(update={"training": manifest.training.model_copy(update={"metrics": metrics})})
+
+
 def judge(registry: Registry, target: str, manifest: Manifest, model: bytes, validation: Dataset, *, threads: int) -> Verdict:
     """Return whether the new model is at least as good on ``validation`` as the live version of ``target``."""
     name, new = score(manifest, model, validation, threads=threads)

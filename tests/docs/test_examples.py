@@ -39,7 +39,7 @@ def test_the_examples_of_a_page_run(page):
 @pytest.mark.parametrize(
     "name",
     [
-        "activations-and-losses", "coming-from", "export", "gradients", "orthogonal", "private-training", "sigma", "spectral-layers",
+        "activations-and-losses", "coming-from", "export", "fine-tuning", "gradients", "orthogonal", "private-training", "sigma", "spectral-layers",
         "training",
     ],
 )  # fmt: skip

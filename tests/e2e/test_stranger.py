@@ -233,3 +233,15 @@ def test_the_python_of_the_readme_runs_as_printed(url, capsys):
     for block in blocks:
         exec(compile(block.replace("127.0.0.1:8000", url.removeprefix("http://")), "README.md", "exec"), {"__name__": "example"})
     assert "succeeded digits:" in capsys.readouterr().out
+
+
+def test_the_python_of_the_page_on_fine_tuning_runs_as_printed(url, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "fine-tuning.md").read_text()
+    namespace = {"__name__": "example"}
+    for block in re.findall(r"^```python[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(compile(block.replace("127.0.0.1:8000", url.removeprefix("http://")), "fine-tuning.md", "exec"), namespace)
+    told = capsys.readouterr().out
+    assert "The data are good: 1400 rows to train on, 397 to validate on." in told
+    assert "Step 66 of 66: loss" in told
+    assert "its validation accuracy is" in told

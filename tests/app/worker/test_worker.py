@@ -97,6 +97,8 @@ def test_a_better_model_is_promoted_where_that_was_asked_and_a_worse_one_is_not(
     assert workspace.registry.live("digits") == "2"
     assert workspace.registry.history("digits")[-1]["who"] == better
     assert result["metrics"]["validation_accuracy"] > result["metrics"]["live_validation_accuracy"]
+    told = workspace.registry.manifest("digits", "2").training.metrics
+    assert told["validation_accuracy"] == result["metrics"]["validation_accuracy"] > 0.8
     wrong = workspace.text("p," * 64 + "target\n" + ("8," * 64 + "0\n" + "9," * 64 + "1\n") * 32, "wrong.csv")
     worse = workspace.create(wrong, hyperparameters={"n_epochs": 30, "learning_rate": 0.05}, **options)
     workspace.work()
