@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from openai import OpenAI
+from pydantic import SecretStr
 from sqlalchemy import Connection
 
 from app.db import connect, reading
@@ -30,6 +31,8 @@ from app.registry.blobs import Blobs
 from app.registry.files import Files
 from app.registry.registry import Registry
 from app.registry.shelf import Shelf
+from app.registry.workspace import open_registry
+from app.settings import Settings
 from app.worker.__main__ import conclude
 from app.worker.pulse import Pulse
 from app.worker.tune import tune
@@ -171,8 +174,8 @@ class Service(Process):
 class Machine:
     """One workspace, and every process that runs on it."""
 
-    def __init__(self, folder: Path, scratch: Path, data: bytes) -> None:
-        self.folder, self.scratch, self.data = folder, scratch, data
+    def __init__(self, folder: Path, scratch: Path, data: bytes, url: str | None = None) -> None:
+        self.folder, self.scratch, self.data, self.url = folder, scratch, data, url
         self._started: list[Process] = []
         self._faults = 0
         self.environment = {
@@ -184,6 +187,8 @@ class Machine:
             "SPECNORM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
+        if url is not None:
+            self.environment["SPECNORM_DATABASE_URL"] = url
 
     def fault(self, process: str, place: str, act: str, **options: Any) -> dict[str, Any]:
         """Return a fault to start a process with."""
@@ -215,7 +220,7 @@ class Machine:
     def examined(self) -> None:
         """The store is whole: every file of every version is there with its sha256, nothing else is kept, nothing half written is left."""
         assert not list((self.folder / "blobs" / "tmp").iterdir())
-        engine = connect(self.folder)
+        engine = connect(self.folder, self.url)
         Shelf(engine, Blobs(self.folder / "blobs")).sweep(older_than=0)
         engine.dispose()
         status, written = self.run("app.cli", "models", "verify", "--json")
@@ -247,7 +252,7 @@ class Machine:
     @contextlib.contextmanager
     def database(self) -> Iterator[Connection]:
         """Open the database for reading, past the product."""
-        engine = connect(self.folder)
+        engine = connect(self.folder, self.url)
         try:
             with reading(engine) as connection:
                 yield connection
@@ -326,14 +331,30 @@ def template(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
     return folder
 
 
-@pytest.fixture
-def machine(tmp_path: Path, template: Path, data: bytes) -> Iterator[Machine]:
+@pytest.fixture(params=["sqlite"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path, template: Path, data: bytes) -> Iterator[Machine]:
+    """A machine with a workspace of its own; a test may ask for ``postgresql`` in place of SQLite."""
     folder, scratch = tmp_path / "workspace", tmp_path / "scratch"
-    shutil.copytree(template, folder)
     scratch.mkdir()
-    made = Machine(folder, scratch, data)
+    url = None
+    if request.param == "sqlite":
+        shutil.copytree(template, folder)
+    else:
+        url = request.getfixturevalue("postgres_server").database()
+        transplant(template, folder, url)
+    made = Machine(folder, scratch, data, url)
     yield made
     made.end()
+
+
+def transplant(template: Path, folder: Path, url: str) -> None:
+    """Publish what the template holds in a new workspace whose database is a server's."""
+    old, new = open_registry(Settings(workspace=template)), open_registry(Settings(workspace=folder, database_url=SecretStr(url)))
+    for version in old.versions("digits"):
+        new.publish("digits", old.manifest("digits", version), old.files("digits", version))
+    new.promote("digits", "1", why="first", who="test")
+    old.database.dispose()
+    new.database.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests import postgres
+
 LEASE = "5"
+
+pytestmark = pytest.mark.parametrize("machine", ["sqlite", *(["postgresql"] if postgres.found() else [])], indirect=True)
 
 
 @pytest.mark.parametrize(
