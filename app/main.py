@@ -24,6 +24,7 @@ from app.api.wire import protocol
 from app.errors import SpecnormError, UnavailableError
 from app.inference import describe
 from app.inference.catalog import Catalog
+from app.inference.runtime import installed
 from app.jobs.admissions import Admissions
 from app.jobs.admitter import Admitter
 from app.jobs.dispatch import Dispatcher
@@ -71,8 +72,9 @@ def create_service(settings: Settings, siblings: Siblings | None = None, tracing
 
     Raises:
         InvalidRequestError: the settings would serve others without keys, or the file of keys cannot be read.
-        CorruptError, UnavailableError: the workspace cannot be used.
+        CorruptError, UnavailableError: the workspace cannot be used, or not exactly one ONNX Runtime is installed.
     """
+    installed()
     judged_by = access(settings)
     tracing = tracing or from_environment(VERSION)
     registry = open_registry(settings)
@@ -128,6 +130,7 @@ def _answers(catalog: Catalog) -> dict[str, Answer]:
         "reload": catalog.reload,
         "unload": catalog.unload,
         "forget": catalog.forget,
+        "follow_aliases": catalog.aliases.follow,
         "unloaded": unloaded,
     }
 
@@ -245,6 +248,7 @@ async def follow(registry: Registry, catalog: Catalog) -> None:
     while True:
         await asyncio.sleep(FOLLOW_SECONDS)
         with suppress(SpecnormError, SQLAlchemyError):  # the database is busy or gone: what is loaded goes on serving
+            await catalog.aliases.follow()
             behind = catalog.problems()
             for model, version in (await asyncio.to_thread(registry.live_versions)).items():
                 settled = (catalog.live_version(model) == version and model not in behind) or model in catalog.unloaded

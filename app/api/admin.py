@@ -38,10 +38,11 @@ def router(registry: Registry, promotion: Promotion, imports: Imports, watch: Wa
 def _add_reading(routes: APIRouter, registry: Registry, promotion: Promotion) -> None:
     @routes.get("/models")
     def list_models() -> list[dict[str, Any]]:
-        """List the models, with their versions and the one that is live; ``problem``: why that one is not served."""
-        problems = promotion.problems()
+        """List the models, with the device that the live version runs on here; ``problem``: why that one is not served."""
+        problems, devices, aliases = promotion.problems(), promotion.devices(), registry.aliases()
         return [
             {"name": name, "live_version": live, "versions": registry.versions(name)}
+            | {"aliases": aliases.get(name, {}), "device": devices.get(name)}
             | ({"problem": problems[name]} if name in problems else {})
             for name, live in registry.live_versions().items()
         ]
@@ -84,6 +85,16 @@ def _add_promotion(routes: APIRouter, promotion: Promotion) -> None:
     async def rollback(request: Request, name: str, key: Key = None) -> dict[str, Any]:
         """Make the version live that was so before; answered once it is."""
         return await promotion.rollback(name, who=_who(request), key=key)
+
+    @routes.put("/models/{name}/aliases/{alias}")
+    async def set_alias(request: Request, name: str, alias: str, version: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
+        """Point `name@alias` at a version; answered once every process serves it so. It is loaded first, so no request fails."""
+        return await promotion.name(name, alias, version, who=_who(request))
+
+    @routes.delete("/models/{name}/aliases/{alias}")
+    async def delete_alias(name: str, alias: str) -> dict[str, Any]:
+        """Forget an alias; the version stays."""
+        return await promotion.unname(name, alias)
 
     @routes.delete("/models/{name}/versions/{version}")
     async def delete_version(name: str, version: str) -> dict[str, Any]:

@@ -26,6 +26,10 @@ class Promotion:
         """Return, by model, why the version that answers here is not the live one."""
         return self._catalog.problems()
 
+    def devices(self) -> dict[str, str]:
+        """Return, by model, where what answers here really runs."""
+        return self._catalog.devices()
+
     async def promote(self, name: str, version: str, *, who: str, why: str = "asked for", key: str | None = None) -> dict[str, Any]:
         """Make a version live; it is loaded beside the old one, so no request fails."""
         async with self._turns[name]:
@@ -65,6 +69,23 @@ class Promotion:
             await self._catalog.forget(name, version)
             await self._siblings.others("forget", model=name, version=version)
         return {"name": name, "version": version, "deleted": True}
+
+    async def name(self, name: str, alias: str, version: str, *, who: str) -> dict[str, Any]:
+        """Point an alias at a version, which is loaded first, so no request waits or fails."""
+        await self._catalog.prepare(name, version)
+        previous = await asyncio.to_thread(self._registry.set_alias, name, alias, version, who=who)
+        await self._follow_aliases()
+        return {"name": name, "alias": alias, "version": version, "previous_version": previous}
+
+    async def unname(self, name: str, alias: str) -> dict[str, Any]:
+        """Forget an alias."""
+        version = await asyncio.to_thread(self._registry.remove_alias, name, alias)
+        await self._follow_aliases()
+        return {"name": name, "alias": alias, "version": version, "deleted": True}
+
+    async def _follow_aliases(self) -> None:
+        await self._catalog.aliases.follow()
+        await self._siblings.others("follow_aliases")
 
     async def catch_up(self, name: str) -> None:
         """Have every process serve what the database says is live. It is read again: another may have promoted meanwhile."""

@@ -145,23 +145,27 @@ def _add_jobs(routes: APIRouter, jobs: Jobs) -> None:  # a table of routes, each
 def _add_models(routes: APIRouter, registry: Registry) -> None:
     @routes.get("/models", tags=["models"])
     def list_models() -> dict[str, Any]:
-        """List every version of every model as `name:version`."""
-        found = [_model(name, line) for name in registry.models() for line in registry.describe(name)]
+        """List every version of every model as `name:version`, and again as `name@alias` where it has one."""
+        aliases = registry.aliases()
+        found = []
+        for name in registry.models():
+            lines = {line["version"]: line for line in registry.describe(name)}
+            found += [_model(f"{name}:{version}", line) for version, line in lines.items()]
+            found += [_model(f"{name}@{alias}", lines[version]) for alias, version in aliases.get(name, {}).items() if version in lines]
         return {"object": "list", "data": found}
 
     @routes.get("/models/{model}", tags=["models"])
     def get_model(model: str) -> dict[str, Any]:
-        """Return one version of a model: the one named, or else the live one."""
-        name, _, version = model.partition(":")
-        version = version or registry.live(name) or ""
+        """Return one version of a model: the one named by number or alias, or else the live one."""
+        name, version = registry.resolve(model)
         for line in registry.describe(name):
             if line["version"] == version:
-                return {**_model(name, line), "id": model}
+                return _model(model, line)
         raise NotFoundError(f"there is no model {model[:80]!r}" if version else f"model {name!r} has no live version", param="model")
 
 
-def _model(name: str, line: dict[str, Any]) -> dict[str, Any]:
-    return {"id": f"{name}:{line['version']}", "object": "model", "created": line["created"], "owned_by": ORGANIZATION}
+def _model(identity: str, line: dict[str, Any]) -> dict[str, Any]:
+    return {"id": identity, "object": "model", "created": line["created"], "owned_by": ORGANIZATION}
 
 
 def _listed(page: Page) -> dict[str, Any]:

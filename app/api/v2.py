@@ -184,10 +184,7 @@ class InferApp:
         return _json(health.ready(self._catalog))
 
     async def _metadata(self, call: Call) -> Reply:
-        served = await self._catalog.get(call.model, call.version)
-        versions = await self._catalog.versions(call.model)
-        versions = versions if call.version is None else [served.version]
-        return _json(describe.metadata(served, versions, self._catalog.problems().get(served.name)))
+        return _json(await describe.metadata(self._catalog, call.model, call.version))
 
     async def _model_ready(self, call: Call) -> Reply:
         served = await self._catalog.get(call.model, call.version)
@@ -198,9 +195,7 @@ class InferApp:
         return _json(describe.config(served))
 
     async def _statistics(self, call: Call) -> Reply:
-        """Tell of one version, or of all of a model that were loaded, once it is sure that there are such."""
-        await self._catalog.get(call.model, call.version)
-        return _json(describe.statistics(await self._totals(), call.model, call.version))
+        return _json(await describe.statistics_of(self._catalog, await self._totals(), call.model, call.version))
 
     async def _all_statistics(self, call: Call) -> Reply:
         return _json(describe.statistics(await self._totals()))

@@ -1,7 +1,6 @@
 """`specnorm serve`, `specnorm worker` and `specnorm doctor`."""
 
 import asyncio
-import importlib.metadata
 import platform
 import signal
 import sys
@@ -14,7 +13,7 @@ import typer
 from app.cli import children, example, output
 from app.cli.workspace import Workspace, registry
 from app.cli.workspace import settings as read_settings
-from app.errors import SpecnormError, UnavailableError
+from app.errors import SpecnormError
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -123,19 +122,9 @@ def _python(_settings: "Settings") -> str:
 
 
 def _runtime(_settings: "Settings") -> str:
-    found = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
-    have = [f"{name} {version}" for name, version in found.items() if version]
-    if len(have) != 1:
-        what = "both onnxruntime and onnxruntime-gpu" if have else "no ONNX Runtime"
-        raise UnavailableError(f"There is {what} in this environment: install exactly one of the extras cpu and gpu.")
-    return have[0]
+    from app.inference.runtime import installed  # noqa: PLC0415
 
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return installed()
 
 
 def _store(settings: "Settings") -> str:

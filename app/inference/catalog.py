@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from app.errors import ConflictError, CorruptError, SpecnormError, UnavailableError
+from app.inference.aliases import Aliases
 from app.inference.served import Response, Served
 from app.inference.source import Source, State
 from app.inference.statistics import Statistics
@@ -40,6 +41,7 @@ class Catalog:
         self._unloaded: set[str] = set()
         self._behind: dict[str, str] = {}
         self._started = False
+        self.aliases = Aliases(source.aliases, self._obtain)
 
     @property
     def ready(self) -> bool:
@@ -55,6 +57,7 @@ class Catalog:
             self._wanted.add(model)
             if not await self._serves(model, version):
                 await self._stand_in(model, version)
+        await self.aliases.follow(prepared=False)
         self._started = True
 
     async def _serves(self, model: str, version: str) -> bool:
@@ -164,6 +167,10 @@ class Catalog:
         live = self._live.get(model)
         return live.version if live else None
 
+    def devices(self) -> dict[str, str]:
+        """Return the device of every live version."""
+        return {model: served.device for model, served in self._live.items()}
+
     def at_hand(self, model: str, version: str | None = None) -> Served | None:
         """Return what :meth:`get` gives where that needs no waiting, otherwise None."""
         live = self._live.get(model)
@@ -175,12 +182,14 @@ class Catalog:
         return self._others[model, version]
 
     async def get(self, model: str, version: str | None = None) -> Served:
-        """Return the live version, or the one asked for, which is loaded where it is not.
+        """Return the live version, or the one asked for by number or as ``model@alias``, which is loaded where it is not.
 
         Raises:
-            NotFoundError: there is no such model or version.
+            NotFoundError: there is no such model, version or alias.
             UnavailableError: it exists and cannot be served now.
         """
+        if "@" in model:
+            model, version = await self.aliases.resolve(model, version)
         live = self._live.get(model)
         if live is not None and version in (None, live.version):
             return live

@@ -1,6 +1,5 @@
 """What the protocol says of a model: metadata and configuration."""
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 from app.inference.catalog import Catalog
@@ -28,26 +27,27 @@ def server(version: str) -> dict[str, Any]:
     return {"name": NAME, "version": version, "extensions": list(EXTENSIONS)}
 
 
-def metadata(served: Served, versions: Sequence[str], problem: str | None = None) -> dict[str, Any]:
-    """Return the metadata of one version; a free dimension is -1, the batch dimension included.
-
-    ``problem``: why the version that answers is not the promoted one.
-    """
+async def metadata(catalog: Catalog, model: str, version: str | None) -> dict[str, Any]:
+    """Return the metadata of one version; a free dimension is -1, the batch dimension included. Raises what ``catalog.get`` does."""
+    served = await catalog.get(model, version)
+    versions = await catalog.versions(model) if version is None and served.name == model else [served.version]
     manifest = served.manifest
     bound = manifest.lipschitz.bound
     properties = {
         "version": served.version,
         "device": served.device,
+        "device_reason": served.device_reason,
         "model_digest": served.digest,
         "input_units": manifest.input.units,
         "gradient_mode": manifest.gradient_mode,
         "lipschitz_bound": None if bound is None else repr(bound),
         "lipschitz_reason": manifest.lipschitz.reason,
-        "problem": problem,
+        "aliases": ",".join(catalog.aliases.of(served.name, served.version)) or None,
+        "problem": catalog.problems().get(served.name),
     }
     return {
         "name": served.name,
-        "versions": list(versions),
+        "versions": versions,
         "platform": "onnx_onnxv1",
         "inputs": [tensor.model_dump() for tensor in manifest.signature.inputs],
         "outputs": [tensor.model_dump() for tensor in manifest.signature.outputs],
@@ -72,6 +72,12 @@ def counted(totals: Tree) -> dict[tuple[str, str], Statistics]:
     return {(model, version): Statistics.of(tree) for model, versions in of_models.items() for version, tree in versions.items()}
 
 
+async def statistics_of(catalog: Catalog, totals: Tree, model: str, version: str | None) -> dict[str, Any]:
+    """Return the statistics of one version, or of all of a model that were loaded. Raises what ``catalog.get`` does."""
+    served = await catalog.get(model, version)
+    return statistics(totals, served.name, version if served.name == model else served.version)  # an alias means one version
+
+
 def statistics(totals: Tree, model: str | None = None, version: str | None = None) -> dict[str, Any]:
     """Return the statistics of every version that was ever loaded, or of those that are asked for."""
     memory = totals["now"].get("memory", {})
@@ -87,6 +93,7 @@ def statistics(totals: Tree, model: str | None = None, version: str | None = Non
 def config(served: Served) -> dict[str, Any]:
     """Return the configuration of one version; dimensions are without the batch where requests are batched."""
     signature = served.manifest.signature
+    device = {"device": served.device, "device_reason": served.device_reason}
 
     def entry(tensor: Tensor) -> dict[str, Any]:
         datatype = "TYPE_STRING" if tensor.datatype == "BYTES" else f"TYPE_{tensor.datatype}"
@@ -102,4 +109,5 @@ def config(served: Served) -> dict[str, Any]:
         **({"dynamic_batching": {}} if served.batched else {}),
         "instance_group": [{"kind": "KIND_GPU" if served.device == "cuda" else "KIND_CPU", "count": 1}],
         "default_model_filename": "model.onnx",
+        "parameters": {name: {"string_value": value} for name, value in device.items() if value is not None},
     }

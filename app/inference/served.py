@@ -158,6 +158,7 @@ class Served:
     Attributes:
         digest: sha256 of its ``model.onnx``.
         device: where it really runs, ``cpu`` or ``cuda``.
+        device_reason: why it does not run on CUDA, where the settings would have let it.
         batched: whether its requests share runs.
         max_batch_rows: of how many rows at most.
         statistics: what it has done since the process started.
@@ -175,6 +176,7 @@ class Served:
         self.statistics = statistics
         session = Session(artifact.model, artifact.manifest, settings)
         self.device = session.device
+        self.device_reason = session.device_reason
         self.max_batch_rows = settings.max_batch_rows
         self.batched = shares_runs(artifact.manifest.signature)
         self._quick = session.quick(1)

@@ -59,6 +59,7 @@ class Session:
 
     Attributes:
         device: where it really runs, ``cpu`` or ``cuda``.
+        device_reason: why it does not run on CUDA, where the settings would have let it.
     """
 
     def __init__(self, model: bytes, manifest: Manifest, settings: Settings) -> None:
@@ -71,8 +72,9 @@ class Session:
         self._session = _open(model, settings)
         provider = str(self._session.get_providers()[0])
         self.device = DEVICES.get(provider, provider)
-        if settings.device == "cuda" and self.device != "cuda":
-            raise UnavailableError("The setting device is cuda, but ONNX Runtime got no CUDA device here.")
+        self.device_reason = None if settings.device == "cpu" or self.device == "cuda" else _why_not_cuda()
+        if settings.device == "cuda" and self.device_reason is not None:
+            raise UnavailableError(f"The setting device is cuda, but {self.device_reason}.")
         signature = manifest.signature
         _compare("input", self._session.get_inputs(), signature.inputs)
         _compare("output", self._session.get_outputs(), signature.outputs)
@@ -165,6 +167,12 @@ def _open(model: bytes, settings: Settings) -> Any:
         )
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here, some only RuntimeError
         raise CorruptError(f"ONNX Runtime cannot load the model: {str(error)[:500]}") from None
+
+
+def _why_not_cuda() -> str:
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        return "ONNX Runtime got no CUDA device here"
+    return "this build of ONNX Runtime has no CUDA: the extra gpu brings one that has"
 
 
 def _bits(value: Any) -> Array:

@@ -1,5 +1,6 @@
 """Where versions come from, and what is told of each."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, Protocol
 
 from app.registry.artifact import Artifact
@@ -22,6 +23,10 @@ class Source(Protocol):
 
     def previous(self, model: str) -> str:
         """Return the version that was live before that; ConflictError where there is none."""
+        ...
+
+    def aliases(self) -> Mapping[str, Mapping[str, str]]:
+        """Return the version of every alias by model."""
         ...
 
     def artifact(self, model: str, version: str) -> Artifact:

@@ -167,6 +167,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.promoted: dict[str, str] = {}
+        self.named: dict[str, dict[str, str]] = {}
         self.reads: list[tuple[str, str]] = []
 
     def add(self, model: str, version: str, artifact: Artifact, *, live: bool = False) -> None:
@@ -197,6 +198,9 @@ class Folder:
         if not before:
             raise ConflictError(f"There is no version of {model!r} before the live one.")
         return before[-1]
+
+    def aliases(self) -> dict[str, dict[str, str]]:
+        return self.named
 
     def artifact(self, model: str, version: str) -> Artifact:
         if version not in self.versions(model):

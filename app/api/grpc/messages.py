@@ -54,8 +54,10 @@ MESSAGES: Final[dict[str, str]] = {
     "ModelConfigResponse": "config:ModelConfig=1",
     "ModelConfig": (
         "name:string=1 platform:string=2 max_batch_size:int32=4 input:ModelInput*=5 output:ModelOutput*=6"
-        " instance_group:ModelInstanceGroup*=7 default_model_filename:string=8 dynamic_batching:ModelDynamicBatching=11 backend:string=17"
+        " instance_group:ModelInstanceGroup*=7 default_model_filename:string=8 dynamic_batching:ModelDynamicBatching=11"
+        " parameters:ModelParameter{}=14 backend:string=17"
     ),
+    "ModelParameter": "string_value:string=1",
     "ModelInput": "name:string=1 data_type:DataType=2 dims:int64*=4",
     "ModelOutput": "name:string=1 data_type:DataType=2 dims:int64*=3",
     "ModelInstanceGroup": "count:int32=2 kind:Kind=4",

@@ -144,9 +144,7 @@ class Methods:
 
     async def metadata(self, message: Any) -> Any:
         """Return the metadata of a version."""
-        served = await self._catalog.get(message.name, message.version or None)
-        versions = [served.version] if message.version else await self._catalog.versions(message.name)
-        return _filled("ModelMetadataResponse", describe.metadata(served, versions, self._catalog.problems().get(served.name)))
+        return _filled("ModelMetadataResponse", await describe.metadata(self._catalog, message.name, message.version or None))
 
     async def config(self, message: Any) -> Any:
         """Return the configuration of a version."""
@@ -155,9 +153,11 @@ class Methods:
 
     async def statistics(self, message: Any) -> Any:
         """Return the statistics of one model, or of all."""
+        totals = await self._totals()
         if message.name:
-            await self._catalog.get(message.name, message.version or None)
-        known = describe.statistics(await self._totals(), message.name or None, message.version or None)
+            known = await describe.statistics_of(self._catalog, totals, message.name, message.version or None)
+        else:
+            known = describe.statistics(totals)
         return _filled("ModelStatisticsResponse", known)
 
     async def infer(self, message: Any) -> Any:

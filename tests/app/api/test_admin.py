@@ -2,8 +2,10 @@
 
 import json
 import threading
+import time
 from typing import Any
 
+import onnxruntime
 import pytest
 
 ROW = {"inputs": [{"name": "input", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
@@ -16,7 +18,10 @@ def answer(service: Any) -> tuple[str, list[float]]:
 
 
 def test_models_and_versions_with_their_manifests_are_listed(service: Any) -> None:
-    assert service.http.get("/admin/models").json() == [{"name": "affine", "live_version": "1", "versions": ["1", "2", "3"]}]
+    (listed,) = service.http.get("/admin/models").json()
+    assert {name: listed[name] for name in ("name", "live_version", "versions", "aliases")} == {
+        "name": "affine", "live_version": "1", "versions": ["1", "2", "3"], "aliases": {}
+    }  # fmt: skip
     versions = service.http.get("/admin/models/affine/versions").json()
     assert [line["version"] for line in versions] == ["1", "2", "3"]
     one = service.http.get("/admin/models/affine/versions/2").json()
@@ -139,3 +144,54 @@ def test_events_are_streamed_first_those_there_are_then_those_that_come_until_th
     assert service.http.get(f"/admin/jobs/{job}/events", params={"after": ids[-1]}).status_code == 204
     assert service.http.get("/admin/jobs/none/events").status_code == 404
     assert "no event 'x'" in service.http.get(f"/admin/jobs/{job}/events", params={"after": "x"}).json()["error"]
+
+
+def test_an_alias_answers_everywhere_under_its_name_and_moves_when_it_is_said_to(service: Any) -> None:
+    body = {"inputs": [{"name": "input", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
+    for version, before in (("2", None), ("3", "2")):
+        said = service.http.put("/admin/models/affine/aliases/stable", json={"version": version})
+        assert (said.status_code, said.json()["previous_version"]) == (200, before)
+        for path in ("/v2/models/affine@stable", "/v2/models/affine%40stable"):
+            answer = service.http.post(f"{path}/infer", json=body).json()
+            assert (answer["model_name"], answer["model_version"]) == ("affine", version)
+            assert answer["outputs"][0]["data"] == [int(version) * value for value in (1, 2, 3)]
+            metadata = service.http.get(path).json()
+            assert (metadata["versions"], metadata["properties"]["aliases"]) == ([version], "stable")
+            assert service.http.get(f"{path}/config").json()["name"] == "affine"
+            assert [told["version"] for told in service.http.get(f"{path}/stats").json()["model_stats"]] == [version]
+        model = service.openai.models.retrieve("affine@stable")
+        assert model.id == "affine@stable"
+        assert "affine@stable" in [listed.id for listed in service.openai.models.list()]
+        assert service.http.get("/admin/models").json()[0]["aliases"] == {"stable": version}
+    assert service.http.post("/v2/models/affine/infer", json=body).json()["model_version"] == "1"
+    assert service.http.post("/v2/models/affine@stable/versions/1/infer", json=body).status_code == 400
+    assert service.http.delete("/admin/models/affine/versions/3").status_code == 409
+    assert service.http.delete("/admin/models/affine/aliases/stable").json()["version"] == "3"
+    assert service.http.post("/v2/models/affine@stable/infer", json=body).status_code == 404
+
+
+def test_an_alias_moved_past_the_service_is_followed(service: Any) -> None:
+    for version in ("2", "3"):
+        service.registry.set_alias("affine", "stable", version, who="test")
+        end = time.monotonic() + 30
+        while service.http.get("/v2/models/affine@stable").json().get("versions") != [version]:
+            assert time.monotonic() < end
+
+
+@pytest.mark.parametrize(("alias", "version", "status"), [("7", "1", 400), ("stable", "9", 404), ("a@b", "1", 400)])
+def test_an_alias_that_cannot_be_is_refused(service: Any, alias: str, version: str, status: int) -> None:
+    assert service.http.put(f"/admin/models/affine/aliases/{alias}", json={"version": version}).status_code == status
+
+
+def test_the_device_that_is_really_used_is_told_wherever_a_model_is(service: Any) -> None:
+    device = service.http.get("/v2/models/affine").json()["properties"]["device"]
+    assert device == "cpu" or "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    config = service.http.get("/v2/models/affine/config").json()
+    assert config["parameters"]["device"] == {"string_value": device}
+    assert config["instance_group"][0]["kind"] == {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}[device]
+    assert service.http.get("/admin/models").json()[0]["device"] == device
+    assert f'device="{device}"' in service.http.get("/metrics").text
+    if device == "cpu":  # it was let to be another
+        reason = service.http.get("/v2/models/affine").json()["properties"]["device_reason"]
+        assert config["parameters"]["device_reason"] == {"string_value": reason}
+        assert "CUDA" in reason

@@ -7,7 +7,8 @@ import onnxruntime
 import pytest
 
 from app.errors import CorruptError, InvalidRequestError, UnavailableError
-from app.inference.session import Session, available_cpus
+from app.inference.runtime import PACKAGES, installed
+from app.inference.session import DEVICES, Session, available_cpus
 from app.settings import Settings
 from export.bundle import InputDomain, Signature
 
@@ -82,8 +83,27 @@ def test_a_device_that_is_demanded_and_not_had_is_an_error(models: Any, settings
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         assert Session(artifact.model, artifact.manifest, demanding).device == "cuda"
     else:
-        with pytest.raises(UnavailableError, match="no CUDA device"):
+        with pytest.raises(UnavailableError, match="The setting device is cuda, but this build of ONNX Runtime has no CUDA"):
             Session(artifact.model, artifact.manifest, demanding)
+
+
+def test_a_device_that_is_only_preferred_comes_with_the_reason_for_another(models: Any, settings_with: Callable[..., Settings]) -> None:
+    artifact = models.affine()
+    session = Session(artifact.model, artifact.manifest, settings_with(device="auto"))
+    assert session.device == DEVICES[onnxruntime.InferenceSession(artifact.model).get_providers()[0]]
+    assert (session.device_reason is None) == (session.device == "cuda")
+    assert Session(artifact.model, artifact.manifest, settings_with(device="cpu")).device_reason is None
+
+
+def test_two_builds_of_the_runtime_in_one_environment_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for package in PACKAGES:
+        folder = tmp_path / f"{package.replace('-', '_')}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    assert installed().startswith("onnxruntime")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnavailableError, match="both onnxruntime and onnxruntime-gpu"):
+        installed()
 
 
 @pytest.mark.parametrize(
