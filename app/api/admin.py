@@ -15,12 +15,15 @@ from app.api.imports import Imports
 from app.api.promotion import Promotion
 from app.errors import InvalidRequestError
 from app.jobs.watch import News, Watch
+from app.registry.archive import SUFFIX, pack, unpack
+from app.registry.lineage import lineage
 from app.registry.registry import Registry
 from app.registry.shelf import Shelf, Stored
 from app.registry.store import CHUNK
 from export.bundle import Manifest
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key and request act once, however often sent.")]
+MAX_BUNDLE_BYTES = 2 * 2**30
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -57,7 +60,20 @@ def _add_reading(routes: APIRouter, registry: Registry, promotion: Promotion) ->
         """Return a version of a model with its manifest."""
         manifest = registry.manifest(name, version)
         line = next(line for line in registry.describe(name) if line["version"] == version)
-        return {**line, "manifest": manifest.model_dump(mode="json")}
+        return {**line, "manifest": manifest.model_dump(mode="json"), "lineage": lineage(registry, name, version)}
+
+    @routes.get("/models/{name}/versions/{version}/bundle", response_class=Response)
+    def get_bundle(name: str, version: str) -> Response:
+        """Return a version's bundle as one file, a zip archive, which an import takes."""
+        content = pack(registry.manifest(name, version), registry.files(name, version))
+        disposition = f'attachment; filename="{name}-{version}{SUFFIX}"'
+        return Response(content, media_type="application/zip", headers={"Content-Disposition": disposition})
+
+    @routes.get("/resolve")
+    def resolve(name: Annotated[str, Query(description="NAME:VERSION, NAME@ALIAS, or NAME for the live version.")]) -> dict[str, Any]:
+        """Say which model and version a name means."""
+        model, version = registry.resolve(name)
+        return {"model": model, "version": version}
 
     @routes.get("/models/{name}/sigma")
     def get_sigma(
@@ -109,7 +125,7 @@ def _add_imports(routes: APIRouter, imports: Imports) -> None:
         response: Response,
         *,
         name: Annotated[str, Form(description="Name of the model that it becomes the next version of.")],
-        file: Annotated[list[UploadFile], File(description="One .onnx file, or every file of a bundle.")],
+        file: Annotated[list[UploadFile], File(description="One .onnx file, or a bundle: every file of it, or one .zip.")],
         wait: Annotated[float, Query(ge=0, le=600, description="Seconds to wait for the end before 202 is answered.")] = 60.0,
         key: Key = None,
     ) -> dict[str, Any]:
@@ -132,6 +148,8 @@ def _add_imports(routes: APIRouter, imports: Imports) -> None:
 
 def _stored(blobs: Shelf, uploads: list[UploadFile]) -> dict[str, Stored]:
     """Store the uploads and return them by name."""
+    if len(uploads) == 1 and (uploads[0].filename or "").endswith(SUFFIX):
+        return {name: blobs.put(content) for name, content in unpack(uploads[0].file, limit=MAX_BUNDLE_BYTES).items()}
     stored: dict[str, Stored] = {}
     for upload in uploads:
         name = upload.filename or ""

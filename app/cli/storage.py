@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from app.cli.place import existing
 from app.cli.workspace import Workspace, registry
 from app.cli.workspace import settings as read_settings
-from app.errors import InvalidRequestError
 
 
 def backup(
@@ -16,7 +16,7 @@ def backup(
     """Write the database and every stored file as of one moment, while the service runs."""
     from app.registry import backup as backups  # noqa: PLC0415 - loaded by those commands that need it
 
-    _tell(backups.backup(registry(_existing(workspace)), path), f"are in {path}")
+    _tell(backups.backup(registry(existing(workspace)), path), f"are in {path}")
 
 
 def restore(path: Annotated[Path, typer.Argument(exists=True, help="What `specnorm backup` wrote.")], workspace: Workspace = None) -> None:
@@ -35,7 +35,7 @@ def migrate(
     from app.db import connect  # noqa: PLC0415 - loaded by those commands that need it
     from app.db.copy import transfer  # noqa: PLC0415
 
-    folder = _existing(workspace)
+    folder = existing(workspace)
     count = transfer(connect(folder), connect(folder, url))
     typer.echo(f"{count} rows are copied; start the service with SPECNORM_DATABASE_URL set to that URL")
 
@@ -44,13 +44,6 @@ def register(root: typer.Typer) -> None:
     """Add these commands to ``root``."""
     for command in (backup, restore, migrate):
         root.command()(command)
-
-
-def _existing(workspace: Path | None) -> Path:
-    folder = read_settings(workspace=workspace).workspace
-    if not folder.is_dir():
-        raise InvalidRequestError(f"There is no workspace {folder}: say where it is with --workspace.")
-    return folder
 
 
 def _tell(summary: tuple[int, int, int], where: str) -> None:
