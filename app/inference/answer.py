@@ -8,7 +8,7 @@ import orjson
 
 from app.inference.outputs import Joined, Outputs, Part, Texts
 from app.inference.request import Request
-from app.inference.tensors import Array, numbers, to_bytes, to_json
+from app.inference.tensors import Array, Shape, numbers, to_bytes, to_json
 from export.bundle import Manifest, Tensor
 
 _MOST_HEADS: Final = 64
@@ -35,6 +35,7 @@ class Writer:
             outside: orjson.dumps({**self._head, "parameters": parameters, "outputs": []})[:-2]
             for outside, parameters in self._parameters.items()
         }
+        self._formats: dict[tuple[bool, tuple[Shape, ...]], bytes] = {}
         self._entries = [
             (tensor, (b"," if at else b"") + orjson.dumps({"name": tensor.name, "datatype": tensor.datatype, "shape": []})[:-2])
             for at, tensor in enumerate(manifest.signature.outputs)
@@ -67,7 +68,7 @@ class Writer:
             return None
         parts = [self._begin[outside]]
         for (_, name), text in zip(self._entries, texts, strict=True):
-            parts += (name, b'%d%s],"data":[%s]}' % (end - begin, text.sizes, b",".join(text.rows[begin:end])))
+            parts += (name, b'%d%s],"data":[%s]}' % (end - begin, _sizes(text.shape), b",".join(text.rows[begin:end])))
         return b"".join((*parts, b"]}"))
 
     def rows(self, joined: Joined, outside: bool) -> list[bytes] | None:
@@ -78,14 +79,27 @@ class Writer:
         rows: list[bytes] | None = None
         texts = self._texts(joined)
         if texts is not None:
-            parts = [self._begin[outside].replace(b"%", b"%%")]
-            for (_, name), text in zip(self._entries, texts, strict=True):
-                parts += (name.replace(b"%", b"%%"), b'1%s],"data":[%%s]}' % text.sizes)
-            around = b"".join((*parts, b"]}"))
-            rows = [around % row for row in zip(*[text.rows for text in texts], strict=True)]
+            around = self._around(outside, tuple([text.shape for text in texts]))
+            if len(texts) == 1:
+                rows = [around % row for row in texts[0].rows]
+            else:
+                rows = [around % row for row in zip(*[text.rows for text in texts], strict=True)]
         joined.rows[outside] = rows
         joined.write_ns += time.perf_counter_ns() - begun
         return rows
+
+    def _around(self, outside: bool, shapes: tuple[Shape, ...]) -> bytes:
+        """Return the format of an answer of one row whose outputs have these shapes, for their elements."""
+        known = self._formats.get((outside, shapes))
+        if known is not None:
+            return known
+        parts = [self._begin[outside].replace(b"%", b"%%")]
+        for (_, name), shape in zip(self._entries, shapes, strict=True):
+            parts += (name.replace(b"%", b"%%"), b'1%s],"data":[%%s]}' % _sizes(shape))
+        if len(self._formats) >= _MOST_HEADS:
+            self._formats.clear()
+        self._formats[outside, shapes] = b"".join((*parts, b"]}"))
+        return self._formats[outside, shapes]
 
     def _texts(self, joined: Joined) -> list[Texts] | None:
         texts = [joined.texts(tensor.name, tensor.datatype) for tensor, _ in self._entries]
@@ -132,6 +146,11 @@ class Writer:
         if request.id is not None:
             answer["id"] = request.id
         return answer, blobs
+
+
+def _sizes(shape: Shape) -> bytes:
+    """Return what stands behind the number of rows in a shape."""
+    return b"".join([b",%d" % size for size in shape])
 
 
 def named(text: bytes, identity: str) -> bytes:
