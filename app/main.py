@@ -51,10 +51,14 @@ log = logging.getLogger(__name__)
 
 
 class Service(NamedTuple):
-    """The service as one ASGI application, and uvicorn's setting ``http`` that lets plain inference requests past it."""
+    """The service as one ASGI application, and uvicorn's setting ``http`` that lets plain inference requests past it.
+
+    ``end_streams`` ends the answers that would go on for ever, so that the rest can be answered to its end.
+    """
 
     app: ASGIApp
     http: Any
+    end_streams: Callable[[], None]
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -107,7 +111,8 @@ def create_service(settings: Settings, siblings: Siblings | None = None, tracing
         database.dispose()
 
     api = _api(settings, judged_by, registry, lifespan)
-    api.include_router(admin.router(registry, promotion, imports, Watch(Jobs(database))))
+    watch = Watch(Jobs(database))
+    api.include_router(admin.router(registry, promotion, imports, watch))
     inference = v2.InferApp(catalog, settings, version=VERSION, repository=repository, totals=siblings.totals)
     guard = Guard(_Fork(inference, api), judged_by, settings)
     page.add(guard.families)
@@ -115,8 +120,8 @@ def create_service(settings: Settings, siblings: Siblings | None = None, tracing
     page.add(lambda: metrics.stored(database), whole=True)
     api.router.routes.append(metrics.route(page, siblings.totals))
     if tracing is not None:
-        return Service(Traced(guard, tracing), "httptools")
-    return Service(guard, protocol(Shortcut(catalog, settings, judged_by, guard.answers)))
+        return Service(Traced(guard, tracing), "httptools", watch.close)
+    return Service(guard, protocol(Shortcut(catalog, settings, judged_by, guard.answers)), watch.close)
 
 
 def _answers(catalog: Catalog) -> dict[str, Answer]:

@@ -65,6 +65,10 @@ def run(settings: "Settings", listener: socket.socket, started: Callable[[], Non
                 if siblings is not None:
                     await siblings.serving()
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            service.end_streams()
+            await super().shutdown(sockets)
+
     configure_logging(settings.log_level, settings.log_format)
     service = create_service(settings, siblings)
     config = uvicorn.Config(

@@ -39,6 +39,14 @@ class Watch:
         self._jobs = jobs
         self._readers: set[_Reader] = set()
         self._ticking: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Send everybody away: the service is to end, and whoever follows may go on where it starts again."""
+        self._closed = True
+        for reader in self._readers:
+            reader.inbox.put_nowait(News([], ended=False))
+        self._readers.clear()
 
     async def begin(self, job: str, after: str | None) -> tuple[int, News]:
         """Return what there is after the event ``after``, and the number to :meth:`follow` from.
@@ -53,6 +61,8 @@ class Watch:
 
     async def follow(self, job: str, number: int) -> AsyncGenerator[News, None]:
         """Yield what happens after the event of that number, until the job has ended; empty news after a silence."""
+        if self._closed:
+            return
         reader = _Reader(job, number)
         self._readers.add(reader)
         if self._ticking is None or self._ticking.done():

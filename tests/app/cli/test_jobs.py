@@ -26,7 +26,8 @@ COMMAND = [sys.executable, "-m", "app.cli"]
 @contextmanager
 def serving(folder: Path, port: str = "0") -> Iterator[str]:
     arguments = ["serve", "--workspace", str(folder), "--port", port, "--worker", "none"]
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True)
+    patient = {**os.environ, "SPECNORM_DRAIN_SECONDS": "600"}  # a stream that is open does not hold its end up
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True, env=patient)
     try:
         assert process.stdout is not None
         found = re.search(r"http://\S+", process.stdout.readline())
@@ -34,7 +35,10 @@ def serving(folder: Path, port: str = "0") -> Iterator[str]:
         yield found[0]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate()
+        try:
+            process.communicate(timeout=300)
+        finally:
+            process.kill()
 
 
 @pytest.fixture

@@ -176,3 +176,17 @@ def test_a_silence_is_told_as_empty_news(workspace: Any, jobs: Counted, monkeypa
             return await anext(coming)
 
     assert asyncio.run(scene()) == ([], False)
+
+
+def test_whoever_follows_is_sent_away_when_the_service_is_to_end(workspace: Any, jobs: Counted) -> None:
+    job = workspace.create()["id"]
+
+    async def scene() -> None:
+        watch = Watch(jobs)
+        readers = [asyncio.create_task(told(watch, job)) for _ in range(3)]
+        await met(lambda: len(watch._readers) == 3)
+        watch.close()
+        for found in [*await asyncio.gather(*readers), await told(watch, job)]:
+            assert len(found) == 1
+
+    asyncio.run(scene())
