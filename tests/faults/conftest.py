@@ -44,7 +44,7 @@ from specnorm_core.training import Fit, Hyperparameters
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-GUARD = 120.0
+GUARD = 300.0
 """Seconds after which what a test waits for counts as never coming about."""
 JOB = {
     "model": "digits:1",
