@@ -119,7 +119,8 @@ class Dispatcher:
             allowed = min(lease.max_seconds or math.inf, self._settings.job_max_seconds)
             if lease.spent > allowed and claim in self._running:
                 self._running[claim].kill()
-                self._jobs.give_up(claim, "timeout", f"the job took longer than the {allowed:g} seconds that it may take")
+                why = f"the job took longer than the {allowed:g} seconds that it may take"
+                self._jobs.give_up(claim, "timeout", why, param="max_seconds")
                 self._ended(claim, "its worker took too long")
 
     def _end_outcasts(self, leases: Mapping[str, Lease], now: float) -> None:

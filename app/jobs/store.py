@@ -217,12 +217,12 @@ class Jobs:
             rows.append(connection, claim.job, f"The job goes back to the queue: {why}.", level="warn")
             return rows.move(connection, row, Event.RELEASE, losses=row.losses + 1)
 
-    def give_up(self, claim: Claim, code: str, message: str) -> None:
+    def give_up(self, claim: Claim, code: str, message: str, *, param: str | None = None) -> None:
         """End a job as failed for a reason that its worker cannot tell; nothing where the claim had ended already."""
         with self.database.begin() as connection:
             row = connection.execute(owned(claim).with_for_update()).first()
             if row is not None:
-                rows.fail(connection, row, code, message)
+                rows.fail(connection, row, code, f"{message}; it got to {_reached(row)}", param=param)
 
     def _hold(self, job: str, event: Event, message: str) -> dict[str, Any]:
         with self.database.begin() as connection:
@@ -267,8 +267,12 @@ def owned(claim: Claim) -> Select[Any]:
 
 def _lost(row: Row[Any], why: str) -> str:
     """Say why no further attempt is made."""
-    where = "before its first step" if row.step is None else f"after step {row.step} of {row.steps}"
-    return f"{row.losses + 1} workers were lost, the last one {where}: {why}. It is not tried again; the service's log has what they wrote"
+    told = f"{row.losses + 1} workers were lost, the last one at {_reached(row)}: {why}"
+    return f"{told}. It is not tried again; the service's log has what they wrote"
+
+
+def _reached(row: Row[Any]) -> str:
+    return "no step yet" if row.step is None else f"step {row.step} of {row.steps}"
 
 
 def _free() -> tuple[ColumnElement[bool], ...]:

@@ -5,6 +5,7 @@ from itertools import islice
 
 from torch import nn
 
+from app.jobs.request import CANONICAL
 from app.worker.failure import JobFailedError
 from specnorm_core.data import Dataset
 from specnorm_core.training import DivergedError, Fit, Hyperparameters
@@ -28,7 +29,7 @@ def estimate(model: nn.Module, data: Dataset, options: Hyperparameters, *, valid
             done = record.step
             began = last if done == 1 and record.steps > 1 else began
     except DivergedError as error:
-        raise JobFailedError("diverged", str(error)) from error
+        raise JobFailedError("diverged", str(error), param=f"{CANONICAL}.learning_rate") from error
     pace = (last - began) / max(1, done - 1)
     spent = {} if run.plan is None else {"epsilon": run.plan.epsilon(run.steps)}
     rows = {"rows": len(data), "validation_rows": len(validation) if validation else 0}

@@ -8,6 +8,7 @@ from torch import nn
 
 from app.errors import CorruptError, NotFoundError
 from app.jobs.attempt import Attempt
+from app.jobs.request import CANONICAL
 from app.registry.shelf import Shelf
 from app.worker.failure import JobFailedError
 from app.worker.guarantee import above
@@ -48,7 +49,7 @@ def train(
                 diary.charge(over=pulse.interrupted)
             pulse.check()
     except DivergedError as error:
-        raise JobFailedError("diverged", f"{error}{diary.last_finite()}") from error
+        raise JobFailedError("diverged", f"{error}{diary.last_finite()}", param=f"{CANONICAL}.learning_rate") from error
     model.eval()
     return diary.metrics(), run
 

@@ -197,7 +197,8 @@ def test_a_job_that_takes_longer_than_it_may_fails(workspace: Any, local: Local,
     dispatcher = Dispatcher(workspace.jobs, local, workspace.settings.model_copy(update={"job_max_seconds": limit}), clock=Clock())
     until(dispatcher, lambda: status(workspace, job) == "failed")
     error = workspace.jobs.get(job)["error"]
-    assert (error["code"], error["message"]) == ("timeout", "the job took longer than the 0.1 seconds that it may take")
+    told = "the job took longer than the 0.1 seconds that it may take; it got to no step yet"
+    assert (error["code"], error["param"], error["message"]) == ("timeout", "max_seconds", told)
     until(dispatcher, lambda: gone(pid(workspace.folder, 1)))
     dispatcher.close()
 

@@ -161,6 +161,7 @@ def test_a_job_that_loses_too_many_workers_is_lost(workspace: Any) -> None:
         workspace.jobs.lose(attempt(workspace).claim, why="its worker died", max_attempts=3)
     end = workspace.jobs.get(job)
     assert (end["status"], end["error"]["code"]) == ("failed", "lost")
+    assert end["error"]["message"].startswith("3 workers were lost, the last one at no step yet: its worker died. It is not tried again;")
     assert workspace.jobs.claim("me") is None
 
 

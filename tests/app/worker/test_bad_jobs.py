@@ -112,6 +112,7 @@ def test_training_that_diverges_fails_the_job_and_it_says_where_and_what_to_try(
     assert workspace.work() == 0
     end = workspace.jobs.get(job)
     assert (end["status"], end["error"]["code"]) == ("failed", "diverged"), end["error"]
+    assert end["error"]["param"] == "method.supervised.hyperparameters.learning_rate"
     assert re.search(told, end["error"]["message"]), end["error"]["message"]
     assert (workspace.registry.live("digits"), workspace.registry.versions("digits")) == ("1", ["1"])
 
