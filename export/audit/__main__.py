@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from export.audit import AuditError, Report, audit
 from export.audit.html import page
-from export.audit.report import Bounds
+from export.audit.report import Bounds, in_words
 from export.audit.search import searched, with_search
 
 LAYER_SECONDS = 30.0
@@ -23,7 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         with progress() as step:
-            report = audit(options.model, dict(options.input_shape), chain=True, progress=step, layer_seconds=options.layer_seconds)
+            report = audit(
+                options.model,
+                dict(options.input_shape),
+                chain=True,
+                progress=step,
+                layer_seconds=options.layer_seconds,
+                box=dict(options.box) or None,
+            )
         if options.search:
             report = with_search(report, searched(options.model, report))
         if options.html is not None:
@@ -60,6 +67,14 @@ def parser() -> argparse.ArgumentParser:
         "--input-shape", type=input_shape, action="append", default=[], metavar="NAME:1,3,32,32", help="shape of an input; -1 = free"
     )
     command.add_argument(
+        "--box",
+        type=input_box,
+        action="append",
+        default=[],
+        metavar="NAME:0,1",
+        help="bounds for inputs between two limits alone, or between two for each channel: NAME:0,1,-1,1,...",
+    )
+    command.add_argument(
         "--layer-seconds",
         type=seconds,
         default=LAYER_SECONDS,
@@ -78,6 +93,18 @@ def seconds(text: str) -> float:
     if not found >= 0:
         raise argparse.ArgumentTypeError(f"expected a number of seconds, got {text!r}")
     return found
+
+
+def input_box(text: str) -> tuple[str, tuple[tuple[float, float], ...]]:
+    """Return the name and the pairs of limits of ``NAME:0,1``."""
+    name, _, limits = text.rpartition(":")
+    try:
+        numbers = [float(d) for d in limits.split(",")]
+    except ValueError:
+        numbers = []
+    if not name or not numbers or len(numbers) % 2:
+        raise argparse.ArgumentTypeError(f"expected NAME:0,1, got {text!r}")
+    return name, tuple(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def input_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -108,7 +135,9 @@ def as_text(report: Report) -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    for name, found in report.lipschitz.items():
+    if report.box:
+        lines.append(f"on the box {in_words(report.box)}, and nowhere else:")
+    for name, found in (report.on_box or report.lipschitz).items():
         number = f"at most {found.bound:.9g} ({found.method})" if found.bound is not None else f"no bound: {found.reason}"
         lines.append(f"L2 Lipschitz constant of {name!r}: {number}")
         beside = [f"{key} {value:.6g}" for key, value in report.bounds.get(name, Bounds()).model_dump().items() if value is not None]

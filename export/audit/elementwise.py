@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from export.audit.node import Node
-from export.audit.values import Array, Coordinates, Dim, NoBoundError, Shape, Value, plus, root, times
+from export.audit.values import Array, Coordinates, Dim, NoBoundError, Shape, Value, hypotenuse, plus, root, times
 
 SELU = (1.0507010221481323, 1.6732631921768188)
 
@@ -129,7 +129,9 @@ def gated(node: Node, a: Value, b: Value) -> Value:
         raise NoBoundError("it combines two tensors that both depend on the input, and have no limits", rows=rows)
     shape = broadcast(a.shape, b.shape)
     steepest = times(a.magnitude, times(largest, largest) if node.op == "Div" else 1.0)
-    bound = plus(times(largest, copied(a, shape)), times(steepest, copied(b, shape)))
+    parts = times(largest, copied(a, shape)), times(steepest, copied(b, shape))
+    apart = rows and a.shape == b.shape and not a.fixed and not b.fixed and math.isfinite(disjoint([a, b]))
+    bound = hypotenuse(parts) if apart else plus(*parts)
     return Value(node.proto.output[0], shape, bound=bound, rows=rows, chain=False)
 
 

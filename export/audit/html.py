@@ -2,7 +2,7 @@
 
 from html import escape
 
-from export.audit.report import AuditedLayer, Bounds, Report
+from export.audit.report import AuditedLayer, Bounds, Report, in_words
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff; --line: #d0d7de; --proved: #1f5fbf; --seen: #b35900; }
@@ -19,6 +19,7 @@ th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px soli
 td.number, th.number { text-align: right; white-space: nowrap; }
 .scroll { overflow-x: auto; } p.note { color: var(--soft); }
 svg { width: 100%; height: auto; } svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
+p.box { border-left: 4px solid var(--seen); padding-left: .8rem; }
 .proved { fill: var(--proved); } .seen { fill: var(--seen); } .axis { stroke: var(--line); }
 """
 WORDS = {
@@ -33,7 +34,11 @@ MOST_BARS = 80
 def page(report: Report, title: str) -> str:
     """Return the report on the model called ``title`` as HTML."""
     parts = [f"<h1>Audit of {escape(title)}</h1>"]
-    for name, found in report.lipschitz.items():
+    if report.box:
+        parts.append(
+            f"<p class='box'>On the box <strong>{escape(in_words(report.box))}</strong> alone: outside of it these bounds do not hold.</p>"
+        )
+    for name, found in (report.on_box or report.lipschitz).items():
         parts.append(f"<h2>Output {escape(name)}</h2>")
         if found.bound is None:
             parts.append(f"<p><strong>No bound</strong>: {escape(found.reason or '')}.</p>")
@@ -41,7 +46,7 @@ def page(report: Report, title: str) -> str:
         kind = "proved" if found.rigorous else "not proved in full"
         parts.append(
             f"<p>L2 Lipschitz constant <strong>at most {found.bound:.9g}</strong> ({kind}, by the {escape(str(found.method))} bound): two "
-            f"inputs at L2 distance d give outputs at most {found.bound:.6g} d apart.</p>"
+            f"inputs {'in the box ' if report.box else ''}at L2 distance d give outputs at most {found.bound:.6g} d apart.</p>"
         )
         if found.reason:
             parts.append(f"<p class='note'>{escape(found.reason)}.</p>")

@@ -23,7 +23,8 @@ IMPLEMENTED = {"DequantizeLinear": 19, "QuantizeLinear": 19}
 class Node:
     """An operator, the values that it takes (None: left out) and the opset that defines it; rules add to ``layers`` what they measure.
 
-    ``seconds`` is how long the proof of a layer's norm may take, before a looser one has to do.
+    ``seconds`` is how long the proof of a layer's norm may take, before a looser one has to do. ``boxed``: the bounds are about a box of
+    inputs alone.
     """
 
     proto: onnx.NodeProto
@@ -31,6 +32,7 @@ class Node:
     opset: int
     layers: list[AuditedLayer] = field(default_factory=list)
     seconds: float = math.inf
+    boxed: bool = False
 
     @property
     def op(self) -> str:

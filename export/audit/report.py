@@ -1,5 +1,7 @@
 """What an audit says."""
 
+from collections.abc import Mapping, Sequence
+
 from pydantic import Field
 
 from export.bundle import Frozen, Lipschitz, Tensor
@@ -43,6 +45,8 @@ class Report(Frozen):
     ``lipschitz`` is of the function in real arithmetic from all float inputs, stacked, to that output; rounding at run time comes on top.
     ``rows_independent`` is true only where it is proved that row ``i`` of every output depends on row ``i`` of the inputs alone,
     in the same way for every ``i`` and every number of rows. Both rest on the sizes that the file declares: sizes of one name are equal.
+    ``on_box`` takes the place of ``lipschitz`` where a ``box`` was asked for: these bounds hold for inputs within it, and
+    nowhere else; then ``lipschitz`` has no bound, so that none of them is taken for one of the whole space.
     """
 
     inputs: tuple[Tensor, ...]
@@ -51,3 +55,10 @@ class Report(Frozen):
     lipschitz: dict[str, Lipschitz]
     bounds: dict[str, Bounds] = Field(default_factory=dict)
     rows_independent: bool
+    box: dict[str, tuple[tuple[float, float], ...]] = Field(default_factory=dict)
+    on_box: dict[str, Lipschitz] = Field(default_factory=dict)
+
+
+def in_words(box: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Return a box as a reader would write it."""
+    return ", ".join(f"{name} in {' x '.join(f'[{low:g}, {high:g}]' for low, high in pairs)}" for name, pairs in box.items())

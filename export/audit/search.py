@@ -32,20 +32,31 @@ def searched(model: bytes | Path, report: Report, *, rounds: int = 4, starts: in
         return {}
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
-    wanted = [output for output in report.outputs if output.datatype == "FP32" and report.lipschitz[output.name].bound is not None]
+    wanted = [
+        output
+        for output in report.outputs
+        if output.datatype == "FP32" and (report.on_box or report.lipschitz)[output.name].bound is not None
+    ]
     try:
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        run = Runner(session, name, tuple(row), [output.name for output in wanted])
+        run = Runner(session, name, tuple(row), [output.name for output in wanted], limits(report, name, tuple(row)))
         return run.climb(np.random.default_rng(seed), rounds, starts)
     except Exception:  # the runtime raises what it likes at a graph of another's making: then nothing was found
         return {}
 
 
+def limits(report: Report, name: str, row: tuple[int, ...]) -> tuple[Real, Real]:
+    """Return the lowest and the highest flat row of an input."""
+    pairs = np.array(report.box.get(name, ((-np.inf, np.inf),)))
+    low, high = (np.broadcast_to(side.reshape(-1, *[1] * (len(row) - 1)), row).ravel() for side in pairs.T)
+    return low, high
+
+
 class Runner:
     """A model as a function of flat rows."""
 
-    def __init__(self, session: ort.InferenceSession, name: str, row: tuple[int, ...], outputs: list[str]) -> None:
-        self.session, self.name, self.row, self.outputs = session, name, row, outputs
+    def __init__(self, session: ort.InferenceSession, name: str, row: tuple[int, ...], outputs: list[str], box: tuple[Real, Real]) -> None:
+        self.session, self.name, self.row, self.outputs, self.box = session, name, row, outputs, box
 
     def __call__(self, x: Real) -> dict[str, Real]:
         """Return the outputs of rows ``x (N, size)``, each ``(N, ...)`` made flat."""
@@ -59,7 +70,7 @@ class Runner:
         best = dict.fromkeys(self.outputs, 0.0)
         for scale in SCALES:
             for _ in range(starts):
-                start = rng.standard_normal(size) * scale
+                start = self.inside(self.centre() + rng.standard_normal(size) * scale)
                 for output in self.outputs:
                     x = start
                     for _ in range(rounds):
@@ -74,11 +85,20 @@ class Runner:
         ahead, behind = np.split(self(x + moves)[output], 2)
         direction = np.linalg.svd((ahead - behind).T / (2 * h), full_matrices=False)[2][0]
         places = x + np.linspace(-8, 8, 33)[:, None] * scale * direction / 4
-        left, right = (places + sign * h * direction for sign in (-1, 1))
+        left, right = (self.inside(places + sign * h * direction) for sign in (-1, 1))
         rise = np.linalg.norm(self(right)[output] - self(left)[output], axis=1)
         exact = np.linalg.norm(right.astype(np.float32).astype(np.float64) - left.astype(np.float32), axis=1)
         quotients = np.where(np.isfinite(rise), rise, 0.0) / np.maximum(exact, 1e-30)
-        return places[int(quotients.argmax())], float(quotients.max())
+        return self.inside(places[int(quotients.argmax())]), float(quotients.max())
+
+    def inside(self, x: Real) -> Real:
+        """Return points moved into the box."""
+        return np.clip(x, *self.box)
+
+    def centre(self) -> Real:
+        """Return the middle of the box; 0 where there is none."""
+        low, high = self.box
+        return np.where(np.isfinite(high - low), low / 2 + high / 2, 0.0)
 
 
 def with_search(report: Report, found: Mapping[str, float]) -> Report:

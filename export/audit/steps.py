@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from export.audit import constants, entries, formulas
+from export.audit import box, constants, entries, formulas
 from export.audit.elementwise import entrywise
 from export.audit.node import Node, to_array
 from export.audit.report import AuditedLayer, AuditError
@@ -27,7 +27,7 @@ Scope = Mapping[str, str]
 
 
 def walked(
-    nodes: Iterable[onnx.NodeProto], values: dict[str, Value], opset: int, seconds: float = math.inf
+    nodes: Iterable[onnx.NodeProto], values: dict[str, Value], opset: int, seconds: float = math.inf, boxed: bool = False
 ) -> Iterator[tuple[Node, list[Value]]]:
     """Yield every node with what is known of its outputs, and add that to ``values``; an `If` whose condition is constant is followed.
 
@@ -35,7 +35,7 @@ def walked(
         AuditError: two tensors have one name.
     """
     folded = 0
-    for node in (replace(node, seconds=seconds) for node in opened(nodes, values, opset, {})):
+    for node in (replace(node, seconds=seconds, boxed=boxed) for node in opened(nodes, values, opset, {})):
         produced = visit(node)
         made = sum(value.constant.size for value in produced if value.constant is not None)
         folded += made
@@ -115,7 +115,7 @@ def inside(node: Node, values: Mapping[str, Value], opset: int) -> list[AuditedL
         sparse = [tensor.values.name for tensor in graph.sparse_initializer]
         for value in {*sparse, *(name for inner in graph.node for name in inner.output)}:
             known.pop(value, None)
-        found += [layer for inner, _ in walked(graph.node, known, opset, node.seconds) for layer in inner.layers]
+        found += [layer for inner, _ in walked(graph.node, known, opset, node.seconds, node.boxed) for layer in inner.layers]
     return found
 
 
@@ -149,7 +149,8 @@ def visit(node: Node) -> list[Value]:
         bound = 0.0 if fixed else math.inf
         results = [Value(name, shape, bound=bound, causes=why, rows=error.rows) for name in node.proto.output]
     kept = [finished(node, value, place, formula[0] if formula else None) for place, value in enumerate(results)]
-    return kept if formula is None else [improved(node, kept[0], *formula), *kept[1:]]
+    first = kept[0] if formula is None else improved(node, kept[0], *formula)
+    return [box.narrowed(node, first) if node.boxed else first, *kept[1:]]
 
 
 def is_fixed(node: Node, given: list[Value], causes: tuple[str, ...]) -> bool:
@@ -180,7 +181,7 @@ def improved(node: Node, value: Value, formula: Formula, notes: tuple[str, ...])
     """Return a result with the bound that follows from its formula, where that is smaller or the only one."""
     origin = formula.origin
     several = sum(v is not None and v.constant is None for v in node.inputs) > 1
-    if origin.causes or not (several or not math.isfinite(value.bound)):
+    if origin.causes or not (several or node.boxed or not math.isfinite(value.bound)):
         return value
     slope = formulas.slope(formula.term, *origin.range)
     if not math.isfinite(slope):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.audit.formulas import Term, X
+from export.audit.intervals import Interval
 from specnorm_core.bounds import up
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Value:
         maker: the node that computes it.
         formula: how its entries follow from those of an earlier tensor.
         limits: every entry lies between these two, whatever the inputs (within the box that they are declared to lie in).
+        channels: the same for each place on axis 1, where the inputs are in a box.
         notes: what the bound leaves out.
     """
 
@@ -102,6 +104,7 @@ class Value:
     maker: "Node | None" = None
     formula: Formula | None = None
     limits: tuple[float, float] = (-math.inf, math.inf)
+    channels: Interval | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -11,6 +11,7 @@ from onnx import TensorProto
 from onnx.inliner import inline_local_functions
 
 from export.audit import ambiguous, constants
+from export.audit.box import Box, boxed
 from export.audit.chain import Certificate, certify
 from export.audit.followed import follow
 from export.audit.node import Node, to_array
@@ -37,6 +38,7 @@ def audit(
     chain: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
     layer_seconds: float = math.inf,
+    box: Box | None = None,
 ) -> Report:
     """Return the norms of the linear layers of ``model`` and an L2 Lipschitz bound of each output, or the operators that prevent one.
 
@@ -46,11 +48,13 @@ def audit(
         chain: also look for the tighter certificate of `export.audit.chain`, and state its bound where it is the least.
         progress: called after every node with how many are done, how many there are, and the name of the next.
         layer_seconds: how long the proof of one norm may take; where it takes longer, its bound is looser, which the report says.
+        box: limits that the inputs are said to lie in, one pair or one per channel: the bounds are about inputs within them alone, and
+            stand in ``on_box``.
 
     Raises:
         AuditError: the content is no ONNX model, keeps weights in other files, or names an input that it does not have.
     """
-    return certified(model, input_shapes, chain=chain, progress=progress, layer_seconds=layer_seconds)[0]
+    return certified(model, input_shapes, chain=chain, progress=progress, layer_seconds=layer_seconds, box=box)[0]
 
 
 def certified(
@@ -60,6 +64,7 @@ def certified(
     chain: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
     layer_seconds: float = math.inf,
+    box: Box | None = None,
     watch: Callable[[Node, Sequence[Value]], None] | None = None,
 ) -> tuple[Report, dict[str, Certificate]]:
     """Return what `audit` does, and what is proved of each output by the quadratic certificate of `chain`, where anything is.
@@ -71,13 +76,13 @@ def certified(
     if not isinstance(model, onnx.ModelProto):
         del graph.initializer[:]  # nobody else's, and the arrays are copies
     inputs = [value for value in graph.input if value.name not in weights]
-    unknown = sorted(set(input_shapes or {}) - {value.name for value in inputs})
+    unknown = sorted({*(input_shapes or {}), *(box or {})} - {value.name for value in inputs})
     if unknown:
         raise AuditError(f"the model has no input {unknown[0]!r}; its inputs are {[value.name for value in inputs]}")
-    values: dict[str, Value] = {**weights, **started(inputs, input_shapes or {})}
+    values: dict[str, Value] = {**weights, **started(inputs, input_shapes or {}, box or {})}
     layers: list[AuditedLayer] = []
     relations = Relations()
-    for done, (node, produced) in enumerate(walked(graph.node, values, opset, layer_seconds), start=1):
+    for done, (node, produced) in enumerate(walked(graph.node, values, opset, layer_seconds, box is not None), start=1):
         if progress is not None:
             progress(done, max(done, len(graph.node)), graph.node[done].name if done < len(graph.node) else "")
         layers += node.layers
@@ -102,7 +107,14 @@ def certified(
         bounds={output.name: compared(value, certificates.get(output.name)) for output, value in zip(graph.output, results, strict=True)},
         rows_independent=bool(results) and all(value.rows for value in results),
     )
-    return report, certificates
+    return (report, certificates) if box is None else (confined(report, box), {})
+
+
+def confined(report: Report, box: Box) -> Report:
+    """Return a report whose bounds are said to hold within the box, and nowhere else."""
+    elsewhere = Lipschitz(bound=None, rigorous=False, method=None, reason="asked for within a box alone")
+    limits = {name: tuple((float(low), float(high)) for low, high in pairs) for name, pairs in box.items()}
+    return report.model_copy(update={"box": limits, "on_box": report.lipschitz, "lipschitz": dict.fromkeys(report.lipschitz, elsewhere)})
 
 
 def certificate(relations: Relations, value: Value, hints: Mapping[str, str]) -> Certificate | None:
@@ -143,8 +155,8 @@ def opened(model: bytes | Path | onnx.ModelProto) -> tuple[onnx.GraphProto, int,
     return model.graph, int(versions[0]) if versions else 1, {entry.key: entry.value for entry in model.metadata_props}
 
 
-def started(inputs: Iterable[onnx.ValueInfoProto], overridden: Mapping[str, Sequence[int]]) -> dict[str, Value]:
-    """Return the inputs of the graph; axis 0 is the batch where all of them share its size."""
+def started(inputs: Iterable[onnx.ValueInfoProto], overridden: Mapping[str, Sequence[int]], box: Box) -> dict[str, Value]:
+    """Return the inputs of the graph, those of the ``box`` with their limits; axis 0 is the batch where all of them share its size."""
     shapes = {value.name: declared(value, overridden.get(value.name)) for value in inputs}
     leading = {shape[0] if shape else None for shape in shapes.values()}
     rows = len(leading) == 1 and None not in leading
@@ -154,7 +166,7 @@ def started(inputs: Iterable[onnx.ValueInfoProto], overridden: Mapping[str, Sequ
         values[value.name] = Value(value.name, shapes[value.name], floating=floating, bound=1.0 if floating else 0.0, rows=rows)
         if value.type.WhichOneof("value") != "tensor_type":
             values[value.name] = replace(values[value.name], bound=math.inf, causes=(f"input {value.name!r} is no tensor",), rows=False)
-    return values
+    return {name: boxed(value, box[name]) if name in box else value for name, value in values.items()}
 
 
 def declared(value: onnx.ValueInfoProto, overridden: Sequence[int] | None = None) -> Shape | None:
