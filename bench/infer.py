@@ -64,15 +64,16 @@ def request(model: str, rows: int, key: str, number: int, *, binary: bool) -> by
 
 
 @contextlib.contextmanager
-def server(command: list[str], core: int, **environment: str) -> Iterator[tuple[int, int]]:
-    """Start a server on a core and give its pid and port."""
+def server(command: list[str], core: int | None, **environment: str) -> Iterator[tuple[int, int]]:
+    """Start a server, on one core or on any, and give its pid and port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = [word.replace("PORT", str(port)) for word in command]
     with subprocess.Popen([sys.executable, *words], env={**os.environ, **environment}, stdout=subprocess.DEVNULL) as child:
         try:
-            os.sched_setaffinity(child.pid, {core})
+            if core is not None:
+                os.sched_setaffinity(child.pid, {core})
             while not alive(port):
                 time.sleep(0.05)
             yield child.pid, port
