@@ -173,7 +173,7 @@ def _publish(
     while True:
         verdict = Verdict(False, None, "that was not asked for", {})
         if assignment.request.promote == "if_not_worse" and validation is not None:
-            verdict = judge(registry, target, manifest, files[MODEL], validation, threads=threads)
+            verdict = judge(registry, target, manifest, validation, threads=threads)
 
         def within(connection: Connection, version: str, verdict: Verdict = verdict) -> None:
             if verdict.promote and live.text(live.known(connection, target).live) != verdict.against:
