@@ -13,6 +13,7 @@ from export.admission.structure import StructureError, opened
 from export.audit import AuditError, Report
 from export.bundle import Layer, Lipschitz, Manifest, Tensor
 from export.graph import Graph
+from export.normalisation import normalisation
 from export.proof import Proved, proved
 from export.radius import RADIUS, TENSOR
 from specnorm_core.bounds import matricised_sigma_upper
@@ -79,6 +80,8 @@ def faults(manifest: Manifest, model: onnx.ModelProto) -> Iterator[str]:
         yield f"the manifest and the graph do not both say that {RADIUS} is one float32 number per row"
     if RADIUS in given:
         yield from radius_faults(body, part, proof)
+    if manifest.origin == OWN and manifest.input.normalisation != normalisation(body):
+        yield f"the manifest says {manifest.input.normalisation!r} of the normalisation, which is {normalisation(body)!r}"
 
 
 def radius_faults(body: onnx.ModelProto, part: Graph, proof: Proved) -> Iterator[str]:

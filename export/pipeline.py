@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import numpy as np
+import onnx
 from onnx import helper
 from torch import nn
 
@@ -12,6 +13,7 @@ from export.audit import HINT, Report
 from export.bundle import InputDomain, Lipschitz, Manifest, Training
 from export.checkpoint import Provenance
 from export.fold import FoldedLayer, fold, named_norm_upper
+from export.normalisation import normalisation
 from export.proof import proved
 from export.radius import Certificate
 from export.to_onnx import LOGITS, PREDICTION, to_onnx
@@ -43,7 +45,7 @@ def export_bundle(
         model: trained; left as it is.
         architecture: what built it.
         samples: real inputs ``(N, *input_shape)``; up to 1,000 of them are run through both models. Without them, random ones are.
-        domain: what the numbers of the input mean.
+        domain: what the numbers of the input mean; what it says of a normalisation is replaced by what the graph does.
         labels: names of the classes; empty for a regressor.
         training: what the manifest says about how the weights came about.
         validation: rows whose accuracy is compared before and after the fold.
@@ -62,6 +64,7 @@ def export_bundle(
     progress("auditing the graph's bytes")
     content, report, lipschitz, certificate = _certified_graph(folded, progress, classifier=bool(labels))
     progress("verifying the graph against the folded model")
+    domain = domain.model_copy(update={"normalisation": normalisation(onnx.load_from_string(content))})
     real = samples is not None
     x = _some(samples) if samples is not None else checkpoint.probes(model, domain)
     verification = {

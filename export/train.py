@@ -21,7 +21,7 @@ from specnorm_core.data import DataError, Dataset, load
 from specnorm_core.functional import GRADIENTS
 from specnorm_core.training import DivergedError, Fit, Hyperparameters
 
-DIGITS = InputDomain(minimum=0.0, maximum=16.0, units="pixel intensity, 0 to 16", normalisation="(x - 8) / 8, inside the graph")
+DIGITS = InputDomain(minimum=0.0, maximum=16.0, units="pixel intensity, 0 to 16")
 
 
 def train(
@@ -80,7 +80,7 @@ def describe(source: str, data: Dataset, *, arch: str, activation: str, mode: An
     else:
         low, high = float(data.x.min()), float(data.x.max())
         shift, scale = (low + high) / 2, 2 / (high - low) if high > low else 1.0
-        domain = InputDomain(minimum=low, maximum=high, normalisation=f"(x - {shift:g}) * {scale:g}, inside the graph")
+        domain = InputDomain(minimum=low, maximum=high)
     if arch in PRESETS:
         return preset(arch, shape, outputs, activation=activation, gradient_mode=mode, shift=shift, scale=float(np.float32(scale))), domain
     if not Path(arch).is_file():

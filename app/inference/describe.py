@@ -1,5 +1,6 @@
 """What the protocol says of a model: metadata and configuration."""
 
+import json
 from typing import Any, Final
 
 from app.inference.catalog import Catalog
@@ -32,16 +33,21 @@ async def metadata(catalog: Catalog, model: str, version: str | None) -> dict[st
     served = await catalog.get(model, version)
     versions = await catalog.versions(model) if version is None and served.name == model else [served.version]
     manifest = served.manifest
-    bound = manifest.lipschitz.bound
+    certificate = manifest.lipschitz
+    bound = certificate.bound
     properties = {
         "version": served.version,
         "device": served.device,
         "device_reason": served.device_reason,
         "model_digest": served.digest,
         "input_units": manifest.input.units,
+        "input_normalisation": manifest.input.normalisation,
         "gradient_mode": manifest.gradient_mode,
         "lipschitz_bound": None if bound is None else repr(bound),
-        "lipschitz_reason": manifest.lipschitz.reason,
+        "lipschitz_norm": None if bound is None else certificate.norm,
+        "lipschitz_method": certificate.method,
+        "lipschitz_reason": certificate.reason,
+        "sensitivity": json.dumps(certificate.sensitivity) if certificate.sensitivity else None,
         "aliases": ",".join(catalog.aliases.of(served.name, served.version)) or None,
         "problem": catalog.problems().get(served.name),
     }

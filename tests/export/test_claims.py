@@ -16,7 +16,7 @@ from export.claims import VerificationError, check
 from export.pipeline import export_bundle
 from export.proof import proved
 from specnorm_core.architecture import Architecture, Conv2d, Flatten, Linear, Relu, Sort
-from specnorm_core.specs import Tanh
+from specnorm_core.specs import LeakyRelu, Tanh
 
 LABELS = ("a", "b", "c")
 DENSE = (Linear(features=8), Sort(), Linear(features=6), Relu(), Linear(features=3))
@@ -205,6 +205,10 @@ MANIFESTS = {
     "target of a layer": (layer(0, target=lambda one: 0.5), "is above its target 0.5"),
     "kind of a layer": (layer(0, kind=lambda one: "conv2d"), "layer '0': the bytes have linear"),
     "shape of a layer": (layer(0, shape=lambda one: (8, 6)), "layer '0': the bytes have linear"),
+    "normalisation": (
+        lambda m: claimed(m, input=m.input.model_copy(update={"normalisation": "none"})),
+        r"'none' of the normalisation, which is '\(x - 0\.5\) \* 0\.5, inside the graph'",
+    ),
     "name of a layer": (layer(0, name=lambda one: "1"), "the manifest tells of the layers"),
     "a layer left out": (lambda m: claimed(m, layers=m.layers[1:]), "the manifest tells of the layers"),
     "another output": (lambda m: claimed(m, verification={"lipschitz_bound/other": 1.0}), "1.0 of 'other', the bytes prove None"),
@@ -221,6 +225,22 @@ def test_a_manifest_that_promises_what_the_bytes_do_not_prove_is_refused_by_name
 def test_what_promises_less_than_the_bytes_prove_is_let_pass(true):
     manifest, files = regraphed(true, lambda m: (put(m, "radius.k1", lambda k: 2 * k), put(m, "radius.k0", lambda k: 2 * k)))
     check(lipschitz(bound=lambda one: one.bound * 2)(manifest), files)
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale", "words"),
+    [
+        (0.5, 0.25, "(x - 0.5) * 0.25, inside the graph"), (0.0, 0.1, "x * 0.1, inside the graph"),
+        (-3.0, 1.0, "(x - -3.0), inside the graph"), (0.0, 1.0, "none"),
+    ],
+)  # fmt: skip
+def test_the_manifest_says_which_normalisation_the_constant_includes_by_the_numbers_of_the_graph(shift, scale, words):
+    spec = Architecture(input_shape=(4,), layers=(Linear(features=2),), shift=shift, scale=scale)
+    told = InputDomain(units="volts", normalisation="whatever the caller says")
+    manifest, files = export_bundle(sn.build(spec, seed=0), spec, labels=("a", "b"), domain=told)
+    assert manifest.input == InputDomain(units="volts", normalisation=words)
+    assert manifest.lipschitz.bound == pytest.approx(scale, rel=1e-3)
+    check(manifest, files)
 
 
 def test_rows_and_pairs_are_promised_only_where_they_are_proved():
@@ -353,6 +373,16 @@ def test_a_graph_of_other_weights_with_true_promises_is_no_export_of_its_checkpo
     mixed = signed(other.model_copy(update={"layers": layers}), others, **{"checkpoint.safetensors": files["checkpoint.safetensors"]})
     check(*mixed)
     assert written(tmp_path / "mixed", *mixed) == "model.onnx is not what checkpoint.safetensors folds to: '0.weight' differs"
+
+
+def test_a_graph_of_the_same_weights_and_other_nodes_is_no_export_of_its_checkpoint(tmp_path):
+    manifest, files = bundle_of((Linear(features=4), Relu(), Linear(features=3)))
+    other, others = bundle_of((Linear(features=4), LeakyRelu(slope=0.25), Linear(features=3)))
+    own = {name: files[name] for name in ("checkpoint.safetensors", "architecture.json")}
+    mixed = signed(other, others, **own)
+    check(*mixed)
+    assert manifest.layers == other.layers
+    assert written(tmp_path / "mixed", *mixed) == "model.onnx is not the graph of checkpoint.safetensors: its nodes are others"
 
 
 def test_a_regressor_s_file_must_say_what_it_promises():

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export import verify
 from export.audit.rounding import Affine
 from export.graph import Graph
-from export.radius import MOST_PAIRS, Certificate, coefficients, pairs_of, write
+from export.radius import MOST_PAIRS, SMALLEST, Certificate, coefficients, pairs_of, safe_k0, write
 from export.to_onnx import OPSET
 
 ROOT = Fraction(14142135623730951, 10**16)  # above sqrt(2) by less than 2^-53
@@ -107,3 +107,14 @@ def test_the_graph_holds_no_weights_but_the_constants_of_the_pairs():
     floats = {w.name: numpy_helper.to_array(w) for w in graph.weights if w.data_type == TensorProto.FLOAT}
     assert set(floats) == {"radius.c", "radius.k0", "radius.k1", "radius.shrink", "radius.zero", "radius.finite", "radius.most"}
     assert floats["radius.shrink"] < 1
+
+
+def test_what_the_norm_of_tiny_numbers_loses_below_the_normal_range_is_added():
+    """A million numbers of 2^-64 have the norm 2^-54, and squares that float32 flushes to 0."""
+    certificate = Certificate(pairs_of(1.0, 2), Affine(2.0, 0.0))
+    entries, lost = 2**20, 2.0**-54
+    k0 = coefficients(certificate, entries)[2]
+    assert k0 >= 2 * 2**0.5 * 2.0 * lost
+    assert safe_k0(k0, certificate, entries)
+    assert not safe_k0(np.float32(SMALLEST * 2), certificate, entries)
+    assert not safe_k0(np.float32(SMALLEST / 2), Certificate(pairs_of(1.0, 2), Affine(0.0, 0.0)), 1)
