@@ -263,7 +263,8 @@ class Fit:
     def _identity(self) -> dict[str, object]:
         """Return what a checkpoint is bound to; the digest of private rows is told to nobody: it would confirm a guess of them."""
         digest = self.data.digest if self.plan is None else None
-        return {"rows": len(self.data), "digest": digest, "options": self.options.model_dump_json()}
+        unseeded = self.plan is not None and self.plan.privacy.secure
+        return {"rows": len(self.data), "digest": digest, "options": self.options.model_dump_json(exclude={"seed"} if unseeded else None)}
 
     def _restore(self, content: bytes) -> None:
         about = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["fit"])

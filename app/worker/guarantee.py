@@ -23,7 +23,8 @@ NOT_COVERED = (
     "the number of rows, which is treated as public (sample_rate and the events of the job tell it)",
     "the validation file, whose rows count as public wherever one was given",
     "how long steps take, and other side channels of the machine; and readers of the workspace, where the rows themselves lie",
-    "rounding: clipping keeps 2^-10 of the bound free for it and the noise is on a grid, but no proof covers float32 summation as a whole",
+    "rounding: noise and sums meet on a grid, which clipping makes room for; 2^-10 of the bound is kept free for the rounding of the "
+    "float32 sums, but no proof covers these as a whole",
 )
 
 

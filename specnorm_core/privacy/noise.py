@@ -18,7 +18,7 @@ from torch import Tensor
 
 FloatsT = TypeVar("FloatsT", Tensor, NDArray[Any])
 
-CHUNK = 2**15
+CHUNK = 3 * 2**13
 """Values drawn at a time: what stays in a cache."""
 
 GRID = 2.0**-20

@@ -80,6 +80,10 @@ def test_a_private_job_shows_no_loss_no_digest_and_no_seed_anywhere(workspace: A
         *capfd.readouterr(),
     ]
     digest = database.execute("select digest from files").fetchone()[0]
+    kept = {path.name: path for path in workspace.folder.rglob("*") if path.is_file() and len(path.name) == 64}  # checkpoints among them
+    kept.pop(digest).read_bytes()  # the rows themselves
+    assert any(b"optimizer.0" in path.read_bytes() for path in kept.values())
+    shown += [path.read_bytes().decode("latin-1") for path in kept.values()]
     rows = workspace.digits.subset(range(640)).digest
     for text in shown:
         assert not re.search(r"loss\W{0,5}\d", text)  # a number after the word; the name of the loss may stand
