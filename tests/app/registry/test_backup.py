@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from app.db import connect
+from app.db import blobs, connect
 from app.db.copy import read, transfer
 from app.errors import ConflictError, CorruptError, InvalidRequestError
 from app.registry.backup import backup, restore
 from app.registry.blobs import Blobs
 from app.registry.files import Files
 from app.registry.registry import Registry
+from app.registry.shelf import Shelf
 from tests import postgres
 
 
@@ -88,6 +89,26 @@ def test_a_backup_under_load_is_of_one_moment_and_every_version_in_it_verifies(
     assert ("digits", "1") in whole(fresh)
     for model in fresh.models():
         assert fresh.live(model) is None or fresh.live(model) == fresh.history(model)[-1]["to"]
+
+
+def test_a_sweep_leaves_alone_what_a_backup_is_about_to_copy(
+    published: Registry, fresh: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with published.database.begin() as connection:
+        connection.execute(blobs.update().values(touched=0))  # put long ago
+    get = Shelf.get
+
+    def after_others_were_at_work(self: Shelf, digest: str) -> bytes:
+        for version in published.versions("digits"):
+            published.delete("digits", version)
+        published.blobs.sweep(older_than=3600)
+        return get(self, digest)
+
+    monkeypatch.setattr(Shelf, "get", after_others_were_at_work)
+    backup(published, tmp_path / "backup")
+    monkeypatch.undo()
+    restore(fresh, tmp_path / "backup")
+    assert whole(fresh) == [("digits", "1"), ("digits", "2"), ("digits", "3")]
 
 
 def test_numbers_go_on_where_they_stood(published: Registry, fresh: Registry, tmp_path: Path, make: Callable[..., Any]) -> None:
