@@ -91,6 +91,7 @@ history = Table(
     Column("why", Text, nullable=False),
     Column("before", Integer),
     Column("after", Integer, nullable=False),
+    Index("history_by_model", "model", "number"),
     sqlite_autoincrement=True,
 )
 

@@ -17,6 +17,7 @@ from app.registry import live
 from app.registry.files import present
 from app.registry.once import once
 from app.registry.paging import Page, page
+from app.registry.registry import OPEN_STATES
 from export.bundle import ARCHITECTURE, CHECKPOINT, parse
 
 CLAIMABLE = (State.VALIDATING.value, State.QUEUED.value)
@@ -192,8 +193,9 @@ class Jobs:
         """Return the leases of all jobs that somebody works at."""
         with reading(self.database) as connection:
             limit = jobs.c.request["max_seconds"].as_float()
-            query = select(jobs.c.id, jobs.c.attempt, jobs.c.owner, jobs.c.heartbeat, jobs.c.spent, limit).where(jobs.c.owner.is_not(None))
-            return [Lease(*row) for row in connection.execute(query)]
+            query = select(jobs.c.id, jobs.c.attempt, jobs.c.owner, jobs.c.heartbeat, jobs.c.spent, limit)
+            held = query.where(jobs.c.state.in_(OPEN_STATES), jobs.c.owner.is_not(None))  # the states are for the index
+            return [Lease(*row) for row in connection.execute(held)]
 
     def lose(self, claim: Claim, *, why: str, max_attempts: int, heartbeat: int | None = None) -> State | None:
         """Take a job from a worker that is dead or silent: back to the queue, or failed once that happened too often.

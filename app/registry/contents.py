@@ -1,7 +1,9 @@
 """What the registry holds, for whoever only looks: models, versions, what is live, aliases, and the files of a bundle."""
 
+from functools import lru_cache
 from typing import Any
 
+import orjson
 from sqlalchemy import Engine, Row, select
 
 from app.db import models, reading, versions
@@ -138,11 +140,14 @@ class Contents:
 
 
 def _manifest(row: Row[Any]) -> Manifest:
-    name = f"{row.model}:{row.version}"
-    if digest(row.manifest.encode()) != row.manifest_digest:
+    return _judged(f"{row.model}:{row.version}", row.manifest, row.manifest_digest)
+
+
+def _judged(name: str, text: str, sha: str) -> Manifest:
+    if digest(text.encode()) != sha:
         raise CorruptError(f"the manifest of {name} has changed since it was published")
     try:
-        return parse(row.manifest)
+        return parse(text)
     except BundleError as error:
         raise CorruptError(f"the manifest of {name} cannot be read: {error}") from None
 
@@ -150,14 +155,19 @@ def _manifest(row: Row[Any]) -> Manifest:
 def _line(row: Row[Any], *, manifests: bool) -> dict[str, Any]:
     known = {"version": str(row.version), "created": row.created, "parent": row.parent, "job": row.job}
     try:
-        manifest = _manifest(row)
+        told = _told(f"{row.model}:{row.version}", row.manifest, row.manifest_digest)
     except CorruptError as error:
         return {**known, "corrupt": str(error)}
+    return {**known, **told, **({"manifest": orjson.loads(row.manifest)} if manifests else {})}
+
+
+@lru_cache(maxsize=4096)
+def _told(name: str, text: str, sha: str) -> dict[str, Any]:
+    """Return what a list says of a version; a manifest never changes, so it is read once for all lists."""
+    manifest = _judged(name, text, sha)
     return {
-        **known,
         "model_digest": manifest.model_digest,
         "gradient_mode": manifest.gradient_mode,
         "lipschitz_bound": manifest.lipschitz.bound,
         "metrics": manifest.training.metrics if manifest.training else {},
-        **({"manifest": manifest.model_dump(mode="json")} if manifests else {}),
     }

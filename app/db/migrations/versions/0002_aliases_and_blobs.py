@@ -36,6 +36,7 @@ def upgrade() -> None:
     op.create_index("versions_by_parent", "versions", ["parent"])
     op.create_index("version_files_by_digest", "version_files", ["digest"])
     op.create_index("files_by_digest", "files", ["digest"])
+    op.create_index("history_by_model", "history", ["model", "number"])
     op.create_index("checkpoints_by_digest", "job_checkpoints", ["digest"])
     op.execute("UPDATE schema_version SET version = 2")  # so that a release before the revisions refuses it
 
