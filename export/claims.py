@@ -45,6 +45,8 @@ def check(manifest: Manifest, files: Mapping[str, bytes]) -> None:
             raise VerificationError(fault)
     except (StructureError, AuditError) as error:
         raise VerificationError(str(error)) from None
+    except UnicodeDecodeError:
+        raise VerificationError(f"{bundle.MODEL} holds a name that is no text") from None
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VerificationError(f"{bundle.MODEL} is not valid ONNX: {str(error).strip().partition(chr(10))[0][:300]}") from None
 
@@ -70,6 +72,8 @@ def faults(manifest: Manifest, model: onnx.ModelProto) -> Iterator[str]:
         yield "the manifest says that rows are independent, which the bytes do not prove"
     if manifest.signature.labels and outputs[0].shape[1:] != (len(manifest.signature.labels),):
         yield f"the manifest has {len(manifest.signature.labels)} labels for rows of {list(outputs[0].shape[1:])} numbers"
+    if manifest.origin == OWN and not {bundle.CHECKPOINT, bundle.ARCHITECTURE} <= manifest.files.keys():
+        yield "the manifest says that this is an export of ours, and names no checkpoint that it would be the fold of"
     yield from layer_faults(manifest, proof.report, model)
     yield from bound_faults("the manifest", manifest.lipschitz, proof)
     yield from other_faults(manifest, proof.report)
@@ -136,6 +140,8 @@ def layer_faults(manifest: Manifest, report: Report, model: onnx.ModelProto) -> 
             yield f"layer {layer.name!r}: the bytes have {found.kind} {found.shape}, the manifest says {layer.kind} {layer.shape}"
             continue
         norm = found.sigma_upper if layer.norm == "operator" else matricised(model, layer)
+        if bundle.CHECKPOINT not in manifest.files and found.sigma_upper > min(layer.sigma_upper, layer.operator_sigma_upper):
+            yield f"layer {layer.name!r}: the bytes, which were not folded, have norm {found.sigma_upper}, not {layer.sigma_upper}"
         if norm > layer.folded_sigma_upper:
             yield f"layer {layer.name!r}: the bytes have norm {norm}, not {layer.folded_sigma_upper}"
         if layer.folded_sigma_upper > layer.target:

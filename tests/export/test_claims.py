@@ -12,7 +12,7 @@ from export import bundle, radius
 from export.admission import AdmissionError, admit
 from export.bundle import InputDomain
 from export.check import problem
-from export.claims import VerificationError, check
+from export.claims import VerificationError, check, radius_fault
 from export.pipeline import export_bundle
 from export.proof import proved
 from specnorm_core.architecture import Architecture, Conv2d, Flatten, Linear, Relu, Sort
@@ -222,6 +222,39 @@ def test_a_manifest_that_promises_what_the_bytes_do_not_prove_is_refused_by_name
         check(change(true[0]), true[1])
 
 
+def test_any_few_bits_that_change_are_refused_in_a_sentence_or_leave_a_radius_that_is_still_proved(true):
+    """Most that are let pass change a weight without any norm growing: another network, whose certificate is as true."""
+    manifest, files = true
+    content, rng, passed = files["model.onnx"], np.random.default_rng(0), 0
+    for _ in range(40):
+        changed = bytearray(content)
+        for place in rng.integers(len(content), size=2):
+            changed[place] ^= 1 << rng.integers(8)
+        try:
+            check(*signed(manifest, files, **{"model.onnx": bytes(changed)}))
+        except VerificationError:
+            continue
+        passed += 1
+    assert 0 < passed < 20
+
+
+def test_names_that_are_no_text_are_refused_in_a_sentence(true):
+    manifest, files = true
+    broken = signed(manifest, files, **{"model.onnx": files["model.onnx"].replace(b"Relu", b"Rel\xf5")})
+    with pytest.raises(VerificationError, match=r"model\.onnx holds a name that is no text"):
+        check(*broken)
+
+
+def test_an_export_of_ours_has_its_checkpoint_and_a_bundle_without_one_was_not_folded(true):
+    manifest, files = true
+    alone = manifest.model_copy(update={"files": {"model.onnx": manifest.files["model.onnx"]}})
+    with pytest.raises(VerificationError, match="names no checkpoint that it would be the fold of"):
+        check(alone, files)
+    foreign = alone.model_copy(update={"origin": "import"})
+    with pytest.raises(VerificationError, match=r"layer '0': the bytes, which were not folded, have norm .*, not 0\.5"):
+        check(layer(0, sigma_upper=lambda one: 0.5)(foreign), files)
+
+
 def test_what_promises_less_than_the_bytes_prove_is_let_pass(true):
     manifest, files = regraphed(true, lambda m: (put(m, "radius.k1", lambda k: 2 * k), put(m, "radius.k0", lambda k: 2 * k)))
     check(lipschitz(bound=lambda one: one.bound * 2)(manifest), files)
@@ -281,15 +314,18 @@ def test_what_is_said_of_a_model_from_elsewhere_is_proved_again_too():
 
 def test_a_model_from_elsewhere_with_a_radius_of_its_own_making_is_not_admitted(true):
     model = onnx.load_from_string(true[1]["model.onnx"])
-    manifest = admit(model.SerializeToString())
-    assert [output.name for output in manifest.signature.outputs] == ["logits", "certified_radius"]
-    check(manifest, {"model.onnx": model.SerializeToString()})
+    assert radius_fault(model) is None
     put(model, "radius.k1", lambda k: k / 2)
     with pytest.raises(AdmissionError, match=r"certified_radius is not what the bytes prove: its constant 'radius\.k1'"):
         admit(model.SerializeToString())
     model.graph.output.pop(0)
-    with pytest.raises(AdmissionError, match="the graph gives a certified_radius of nothing"):
-        admit(model.SerializeToString())
+    assert radius_fault(model) == "the graph gives a certified_radius of nothing"
+
+
+def test_an_export_that_comes_back_as_a_bare_graph_is_admitted_with_its_radius(true):
+    manifest = admit(true[1]["model.onnx"])
+    assert [output.name for output in manifest.signature.outputs] == ["logits", "certified_radius"]
+    check(manifest, {"model.onnx": true[1]["model.onnx"]})
 
 
 def test_the_matricised_norm_of_a_kernel_is_measured_on_the_bytes_too():
