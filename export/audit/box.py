@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from export.audit import entries, formulas, intervals
-from export.audit.elementwise import entrywise
+from export.audit.elementwise import SLOPES, entrywise
 from export.audit.formulas import Term, constant
 from export.audit.intervals import Interval
 from export.audit.linear import options
@@ -157,11 +157,12 @@ def spread(found: Interval, count: int) -> Interval:
 def summed(weight: Array, x: Interval, bias: Array | float = 0.0) -> Interval:
     """Return the limits of ``weight x + bias``, rounded outwards: the middle, and what lies on both sides of it."""
     W = weight.astype(np.float64)
-    middle, half = x.low / 2 + x.high / 2, (x.high / 2 - x.low / 2) * (1 + 2.0**-50)
-    size = np.abs(W) @ (np.abs(middle) + half) + np.abs(bias)
-    slack = (gamma(W.shape[1] + 8) * size + W.shape[1] * TINY) * (1 + 2.0**-40)
-    centre, reach = W @ middle + bias, np.abs(W) @ half
-    return intervals.outward(centre - reach - slack, centre + reach + slack, 2.0**-50)
+    with np.errstate(all="ignore"):  # no limit makes numbers that are none, and these no limit
+        middle, half = x.low / 2 + x.high / 2, (x.high / 2 - x.low / 2) * (1 + 2.0**-50)
+        size = np.abs(W) @ (np.abs(middle) + half) + np.abs(bias)
+        slack = (gamma(W.shape[1] + 8) * size + W.shape[1] * TINY) * (1 + 2.0**-40)
+        centre, reach = W @ middle + bias, np.abs(W) @ half
+        return intervals.outward(centre - reach - slack, centre + reach + slack, 2.0**-50)
 
 
 def gemm_channels(node: Node) -> Interval | None:
@@ -242,9 +243,41 @@ def sum_limits(node: Node) -> Interval | None:
     return Interval.of(float(math.prod(known))) * Interval.of(*node.input().range) if len(known) == len(sizes) else None
 
 
+def reach(node: Node) -> Interval:
+    """Return the limits of what a function that is 0 at 0 makes of the numbers from -1 to 1, and in proportion of others."""
+    most = 1.0 if node.op in SHARES else SLOPES[node.op](node)
+    return Interval.of(-most, most)
+
+
+def through_nought(node: Node) -> Interval | None:
+    """Return the limits of the channels after a function that is 0 at 0: as far from it as its slope allows."""
+    x = node.input()
+    return None if x.channels is None else reach(node) * Interval.of(x.channels.largest())
+
+
+def all_through_nought(node: Node) -> Interval | None:
+    """Return the same for all entries together."""
+    return reach(node) * Interval.of(node.input().magnitude)
+
+
+def standard_limits(node: Node) -> Interval | None:
+    """Return the limits of n normalised numbers: none is further than ``sqrt(n)`` from their mean, before gain and bias."""
+    sizes = (node.input().shape or ())[int(node.attribute("axis", -1)) :]
+    if not sizes or not all(isinstance(d, int) for d in sizes):
+        return None
+    n = math.prod(int(d) for d in sizes)
+    gain, bias = (float(np.abs(node.constant(place)).max()) if node.present(place) else 0.0 for place in (1, 2))
+    return Interval.of(-1.0, 1.0) * (Interval.of(up(math.sqrt(n))) * Interval.of(gain) + Interval.of(bias))
+
+
+SHARES = frozenset({"Gelu", "HardSwish", "Mish", "Swish"})
+"""Activations that keep a share of each number, between nothing and all of it."""
+NOUGHT = (*sorted(SHARES), "Asinh", "Celu", "Elu", "PRelu", "Selu", "Softsign")
+"""Activations that are 0 at 0."""
 CHANNELS: dict[str, Callable[[Node], Interval | None]] = {
     **dict.fromkeys(sorted(entries.TERMS), entrywise_channels),
     **dict.fromkeys(["AveragePool", "Dropout", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"], kept_channels),
+    **dict.fromkeys(NOUGHT, through_nought),
     "BatchNormalization": normalised_channels,
     "Conv": conv_channels,
     "ConvTranspose": conv_channels,
@@ -253,5 +286,10 @@ CHANNELS: dict[str, Callable[[Node], Interval | None]] = {
     "MatMul": matmul_channels,
 }
 """How the limits of channels follow from those of the input."""
-SUMS: dict[str, Callable[[Node], Interval | None]] = {"MatMul": product_limits, "ReduceSum": sum_limits}
+SUMS: dict[str, Callable[[Node], Interval | None]] = {
+    **dict.fromkeys(["LayerNormalization", "RMSNormalization"], standard_limits),
+    **dict.fromkeys(NOUGHT, all_through_nought),
+    "MatMul": product_limits,
+    "ReduceSum": sum_limits,
+}
 """How the limits of all entries do, where channels do not lie on axis 1."""

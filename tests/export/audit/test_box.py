@@ -153,6 +153,15 @@ NETS = {
         [node("Sigmoid", "x", "s"), node("Add", "x three", "p"), node("Div", "three p", "d"), node("Mul", "s d", "y")],
         {"three": np.float32(3)}, (4,),
     ),
+    "normalised": (
+        [node("LayerNormalization", "x g b", "n"), node("HardSwish", "n", "h"), node("PRelu", "h a", "p"), node("Elu", "p", "e"),
+         node("MatMul", "e e", "y")],
+        {"g": np.float32([1, -3, 2]), "b": np.float32([0, 1, -1]), "a": np.float32([[[2.0]]])}, (3, 3),
+    ),
+    "activations": (
+        [node("HardSwish", "x", "h"), node("PRelu", "x a", "p"), node("Elu", "x", "e"), node("Mul", "h p", "m"), node("Mul", "m e", "y")],
+        {"a": np.float32([2.0])}, (4,),
+    ),
     "perceptron": (
         [node("Gemm", "x w b", "h", transB=1), node("Relu", "h", "r"), node("Gemm", "r w2", "i", transB=1), node("Tanh", "i", "t"),
          node("Mul", "t t", "y")],
