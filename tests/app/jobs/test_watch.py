@@ -186,7 +186,8 @@ def test_whoever_follows_is_sent_away_when_the_service_is_to_end(workspace: Any,
         readers = [asyncio.create_task(told(watch, job)) for _ in range(3)]
         await met(lambda: len(watch._readers) == 3)
         watch.close()
-        for found in [*await asyncio.gather(*readers), await told(watch, job)]:
-            assert len(found) == 1
+        async with asyncio.timeout(60):  # or it would wait for ever
+            for found in [*await asyncio.gather(*readers), await told(watch, job)]:
+                assert len(found) == 1
 
     asyncio.run(scene())

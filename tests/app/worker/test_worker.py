@@ -230,3 +230,33 @@ def test_a_worker_killed_in_mid_training_is_followed_by_one_that_goes_on(workspa
     assert sum("goes on after step" in message for message in told) == 1
     assert sum(message.startswith("The job succeeded") for message in told) == 1
     assert workspace.registry.versions("digits") == ["1", "2"]
+
+
+@pytest.mark.parametrize("how", ["paused", "asked to end"])
+def test_a_worker_that_lets_go_in_mid_training_keeps_a_checkpoint_and_the_job_comes_to_the_same_bytes(workspace: Any, how: str) -> None:
+    request = {"hyperparameters": {"n_epochs": 60, "batch_size": 32, "checkpoint_every": 10_000}}
+    data = workspace.upload(slice(0, 400))
+    workspace.create(data, **request)
+    workspace.work()
+    job = workspace.create(data, **request)
+    started: list[Any] = []
+    local = Local(workspace.settings, command=[sys.executable, "-c", AT_NORMAL_PRIORITY.replace("w;", "w; w.BEATS_PER_LEASE = 1200;")])
+    start = local.start
+    local.start = lambda claim: started.append(start(claim)) or started[-1]  # type: ignore[method-assign]  # to see when it ends
+    dispatcher = Dispatcher(workspace.jobs, local, workspace.settings)
+    until(dispatcher, lambda: (workspace.jobs.get(job)["progress"]["step"] or 0) > 0)
+    if how == "paused":
+        workspace.jobs.pause(job)
+        until(dispatcher, lambda: workspace.jobs.get(job)["status"] == "queued")
+        assert workspace.jobs.get(job)["paused"]
+        workspace.jobs.resume(job)
+    else:
+        os.kill(started[0].pid, signal.SIGTERM)
+    until(dispatcher, lambda: workspace.jobs.get(job)["status"] in {"succeeded", "failed"})
+    dispatcher.close()
+    assert workspace.jobs.get(job)["error"] is None
+    assert len(started) == 2
+    told = [event["message"] for event in events(workspace, job)]
+    assert sum("goes on after step" in message for message in told) == 1
+    models = [workspace.registry.file("digits", version, "model.onnx") for version in ("2", "3")]
+    assert models[0] == models[1]
