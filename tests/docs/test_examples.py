@@ -39,8 +39,8 @@ def test_the_examples_of_a_page_run(page):
 @pytest.mark.parametrize(
     "name",
     [
-        "activations-and-losses", "coming-from", "export", "fine-tuning", "gradients", "orthogonal", "private-training", "sigma", "spectral-layers",
-        "training",
+        "activations-and-losses", "coming-from", "export", "fine-tuning", "gradients", "orthogonal", "private-training", "sigma",
+        "spectral-layers", "training",
     ],
 )  # fmt: skip
 def test_every_page_on_a_concept_has_examples_and_a_place_in_the_index(name):
