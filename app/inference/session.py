@@ -48,9 +48,11 @@ class Stop:
 
     def __init__(self) -> None:
         self.options = ort.RunOptions()
+        self.called = False
 
     def __call__(self) -> None:
         """End the run at its next node."""
+        self.called = True
         self.options.terminate = True
 
 
@@ -101,7 +103,8 @@ class Session:
         except Exception as error:
             if not type(error).__module__.startswith("onnxruntime"):  # its classes share no base of their own
                 raise
-            log.warning("a run failed: %s", error)
+            if stop is None or not stop.called:
+                log.warning("a run failed: %s", error)
             shapes = {name: list(array.shape) for name, array in inputs.items()}
             raise InvalidRequestError(f"the model cannot be run on inputs of shapes {shapes}") from None
 

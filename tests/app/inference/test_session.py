@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import CorruptError, InvalidRequestError, UnavailableError
 from app.inference.runtime import PACKAGES, installed
-from app.inference.session import DEVICES, Session, available_cpus
+from app.inference.session import DEVICES, Session, Stop, available_cpus
 from app.settings import Settings
 from export.bundle import InputDomain, Signature
 
@@ -24,6 +24,21 @@ def test_a_session_gives_every_output_by_name(models: Any, settings: Settings) -
     outputs = session.run({"input": np.array([[1, 2, 3]], np.float32)})
     assert {name: array.tolist() for name, array in outputs.items()} == {"logits": [[2, 4, 6]], "certified_radius": [6]}
     assert session.device == "cpu"
+
+
+def test_a_run_that_was_ended_on_purpose_is_no_news_and_one_that_fails_is(
+    models: Any, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    artifact = models.affine()
+    session = Session(artifact.model, artifact.manifest, settings)
+    stop = Stop()
+    stop()
+    with pytest.raises(InvalidRequestError):
+        session.run({"input": np.zeros((1, 3), np.float32)}, stop)
+    assert not caplog.records
+    with pytest.raises(InvalidRequestError):
+        session.run({"input": np.zeros((1, 4), np.float32)}, Stop())
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_a_small_model_is_quick_for_a_few_rows_and_not_for_very_many(models: Any, settings: Settings) -> None:
