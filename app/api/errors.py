@@ -24,6 +24,7 @@ from app.errors import (
     InvalidRequestError,
     NotFoundError,
     QueueFullError,
+    QuotaError,
     SpecnormError,
     StorageFullError,
     TooLargeError,
@@ -45,6 +46,7 @@ STATUS: dict[type[SpecnormError], int] = {
     UnavailableError: 503,
     CorruptError: 503,
     StorageFullError: 507,
+    QuotaError: 507,
 }
 
 HEADERS: dict[int, dict[str, str]] = {
