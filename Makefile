@@ -67,7 +67,7 @@ test-faults:  ## kill -9, full disks, jumping clocks and a database that is gone
 
 test-attack:  ## Attack every preset within its certified radius: all inputs, several restarts (minutes)
 	$(SETUP) .venv cpu,train,test
-	ATTACK=long $(BIN)/python -m pytest tests/export/test_attack.py $(ARGS)
+	ATTACK=long $(BIN)/python -m pytest -sv tests/export/test_attack.py $(ARGS)
 
 test-docker:  ## Build, run and break the containers; needs Docker with Compose
 	$(SETUP) .venv cpu,train,test

@@ -78,11 +78,13 @@ def changed(files, folded, x, factor=1.0):
     generator, broken = torch.Generator().manual_seed(0), dict.fromkeys(ATTACKS, 0)
     for name, attack in ATTACKS.items():
         wrong = np.zeros(len(x), dtype=bool)
-        for _ in range(RESTARTS):
+        for restart in range(1, RESTARTS + 1):
             delta = attack(folded, torch.from_numpy(x), label, (radius * (1 - 1e-6)).astype(np.float32), generator).numpy()
             moved = x + delta
             distance = np.linalg.norm((moved.astype(np.float64) - x).reshape(len(x), -1), axis=1)
             wrong |= (verify.run(files["model.onnx"], moved)["logits"].argmax(axis=1) != label) & (distance <= radius)
+            if LONG:
+                print(f"{name}, restart {restart} of {RESTARTS}: {int(wrong.sum())} of {len(x)} answers changed", flush=True)
         broken[name] = int(wrong.sum())
     return broken, radius
 
