@@ -1,4 +1,4 @@
-"""The load: wrk where it is installed, otherwise the generator of `specnorm bench`, which takes six times the CPU for a request."""
+"""The load: wrk where it is installed, otherwise the generator of `specnorm bench`, which takes twice the CPU for a request."""
 
 import asyncio
 import os
