@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from export.audit.linear import options
-from export.audit.moving import pick_sorted
 from export.audit.node import Node
+from export.audit.sorting import pick_sorted
 from export.audit.values import Dim, NoBoundError, Shape, Value, root, times
 from specnorm_core.bounds import sigma_upper, up
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto
 
-from export.audit import borders, classical, contraction, elementwise, linear, moving, normalising, reducing, resizing
+from export.audit import borders, classical, contraction, elementwise, linear, moving, normalising, reducing, resizing, sorting
 from export.audit.elementwise import COMPARISONS, JUMPS, SLOPES
 from export.audit.node import Node
 from export.audit.values import NoBoundError, Value
@@ -94,10 +94,10 @@ RULES: dict[str, Rule] = {
     "LogSoftmax": reducing.softmax,
     "LpPool": reducing.norm_pool,
     "MatMul": linear.product,
-    "Max": moving.extremum,
+    "Max": sorting.extremum,
     "MaxPool": reducing.max_pool,
     "Mean": elementwise.add,
-    "Min": moving.extremum,
+    "Min": sorting.extremum,
     "Mul": elementwise.scale,
     "Pad": borders.pad,
     "RMSNormalization": normalising.over_last_axes,
@@ -109,7 +109,7 @@ RULES: dict[str, Rule] = {
     "Sub": elementwise.add,
     "Sum": elementwise.add,
     "Tile": resizing.tile,
-    "TopK": moving.top_k,
+    "TopK": sorting.top_k,
     "Trilu": moving.mask,
     "Upsample": resizing.resize,
     "Where": moving.choose,

@@ -97,8 +97,8 @@ class Runner:
 
     def centre(self) -> Real:
         """Return the middle of the box; 0 where there is none."""
-        low, high = self.box
-        return np.where(np.isfinite(high - low), low / 2 + high / 2, 0.0)
+        low, high = (np.where(np.isfinite(side), side, 0.0) for side in self.box)
+        return low / 2 + high / 2
 
 
 def with_search(report: Report, found: Mapping[str, float]) -> Report:
