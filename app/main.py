@@ -260,12 +260,12 @@ async def follow(registry: Registry, catalog: Catalog) -> None:
                 if version is None or settled or retry.get((model, version), 0.0) > now():
                     continue
                 retry[model, version] = now() + RETRY_SECONDS
-                await _reload(catalog, model, version)
+                await _catch_up(catalog, model, version)
 
 
-async def _reload(catalog: Catalog, model: str, version: str) -> None:
+async def _catch_up(catalog: Catalog, model: str, version: str) -> None:
     try:
-        await catalog.reload(model)
+        await catalog.catch_up(model)
     except SpecnormError as error:
         log.error("%s version %s is live and cannot be served: %s", model, version, error)
     except Exception:  # one model must not end the watch over the others

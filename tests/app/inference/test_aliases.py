@@ -30,7 +30,8 @@ async def test_what_an_alias_is_moved_to_is_loaded_before_it_answers(catalog: Ca
 
     async def ask() -> None:
         while not seen or seen[-1][0] != "3":
-            seen.append(((await catalog.get("m@stable")).version, catalog.at_hand("m", "3") is not None))
+            loaded = catalog.at_hand("m", "3") is not None
+            seen.append(((await catalog.get("m@stable")).version, loaded))
             await asyncio.sleep(0)
 
     await asyncio.gather(ask(), catalog.aliases.follow())

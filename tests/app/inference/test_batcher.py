@@ -143,3 +143,18 @@ async def test_a_caller_that_has_gone_costs_no_run(models: Any, batcher: Callabl
     await asyncio.sleep(0)
     assert own._statistics.execution_count == 0
     assert own.idle
+
+
+async def test_a_caller_that_has_gone_frees_its_place_in_the_queue(models: Any, batcher: Callable[..., Batcher]) -> None:
+    own = batcher(models.loop(), queue_rows=1)
+    endless = asyncio.create_task(ask(own, index(FOREVER)))
+    await asyncio.sleep(0.01)
+    for _ in range(3):  # each waits behind the run, alone
+        gone = asyncio.create_task(ask(own, index(1)))
+        await asyncio.sleep(0)
+        assert own.waiting == 1
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+    endless.cancel()
+    await asyncio.gather(endless, return_exceptions=True)
