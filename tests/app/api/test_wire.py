@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -123,6 +124,53 @@ def test_pipelined_requests_are_answered_in_their_order_whichever_way_they_go(cl
         assert data(client.answer())[0] == number
         if number % 3 == 0:
             assert json.loads(client.answer()[2]) == {"live": True}
+
+
+KINDS = ["plain", "plain", "id", "rows", "bad", "slow", "gone"]
+
+
+def distinct(kind: str, own: int) -> bytes:
+    body = BODY.replace(b"1, 2, 3", b"%d, 0, 0" % own)
+    if kind == "id":
+        body = b'{"id": "%d", ' % own + body[1:]
+    elif kind == "rows":
+        body = body.replace(b"[1, 3]", b"[2, 3]").replace(b", 0, 0", b", 0, 0, 0, 0, %d" % own)
+    elif kind == "bad":
+        body = body.replace(b", 0, 0", b", 0")
+    return request(body)
+
+
+def expected(kind: str, own: int) -> Any:
+    numbers = [own, 0, 0, 0, 0, own] if kind == "rows" else [own, 0, 0]
+    return (400, None, None) if kind == "bad" else (200, numbers, str(own) if kind == "id" else None)
+
+
+def found(answer: tuple[int, dict[str, str], bytes]) -> Any:
+    document = json.loads(answer[2])
+    return answer[0], document.get("outputs", [{}])[0].get("data"), document.get("id")
+
+
+def test_no_answer_goes_to_a_wrong_caller_though_some_are_refused_and_some_go_away(url: str) -> None:
+    random = Random(0)
+    clients = [Client(url) for _ in range(24)]
+    for number in range(15):
+        asked: dict[int, Any] = {}
+        for at, client in enumerate(clients):
+            kind, own = random.choice(KINDS), 1000 * number + at
+            data = distinct(kind, own)
+            if kind == "slow":
+                client.send(data[:-30])
+                time.sleep(0.001)
+                data = data[-30:]
+            client.send(data)
+            if kind == "gone":
+                client.close()
+                clients[at] = Client(url)
+            else:
+                asked[at] = expected(kind, own)
+        assert {at: found(clients[at].answer()) for at in asked} == asked
+    for client in clients:
+        client.close()
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
