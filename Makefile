@@ -36,6 +36,7 @@ format:  ## Mend what `check` would complain of, as far as a tool can
 bench:  ## Requests per second over HTTP, the cost of the layers, of private training and of the bounds
 	$(SETUP) .venv cpu,train,test,privacy
 	$(BIN)/python bench/infer.py $(ARGS)
+	$(BIN)/python bench/jobs.py
 	$(BIN)/python bench/layers.py
 	$(BIN)/python bench/privacy.py
 	$(BIN)/python bench/bounds.py
@@ -61,7 +62,7 @@ test-privacy:  ## Opacus on the spectral layers
 	$(SETUP) .venv cpu,train,test,privacy
 	$(BIN)/python -m pytest tests/privacy $(ARGS)
 
-test-faults:  ## kill -9, full disks, jumping clocks and a database that is gone, at every place (minutes; Linux, root, strace, faketime, PostgreSQL)
+test-faults:  ## kill -9, full disks, jumping clocks and a database that is gone, at every place (minutes; Linux, root, strace, gcc, PostgreSQL)
 	$(SETUP) .venv cpu,train,test
 	$(BIN)/python -m pytest tests/faults tests/faults/long $(ARGS)
 
