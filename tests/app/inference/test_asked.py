@@ -34,6 +34,11 @@ def body(*numbers: Any, **more: Any) -> bytes:
     return json.dumps({**more, "inputs": [data]}).encode()
 
 
+def rows(count: int, first: int) -> bytes:
+    data = {"name": "input", "shape": [count, 3], "datatype": "FP32", "data": list(range(first, first + 3 * count))}
+    return json.dumps({"inputs": [data]}).encode()
+
+
 async def ask(served: Served, *bodies: bytes, late: float = 0.0) -> tuple[list[Asked], list[Caller]]:
     loop = asyncio.get_running_loop()
     callers = [Caller() for _ in bodies]
@@ -54,6 +59,19 @@ async def test_those_that_are_read_together_each_get_their_own(served: Served) -
     told = [(answer["outputs"][0]["data"], answer.get("id")) for caller in callers for answer in caller.told]
     assert told == [([1, 0, 0], None), ([2, 0, 0], "two"), ([3, 0, 0], None)]
     assert (served.statistics.execution_count, served.statistics.success.count) == (1, 3)
+
+
+async def test_requests_of_any_number_of_rows_in_one_turn_each_get_their_own(served: Served) -> None:
+    sizes = [1, 2, 1, 3, 2, 1, 1]
+    bodies = [rows(size, 10 * number) for number, size in enumerate(sizes)]
+    for known in (rows(1, 0), rows(2, 0), rows(3, 0)):
+        served.codec.decode(known)
+    for _ in range(2):
+        _, callers = await ask(served, *bodies)
+        await settled()
+        told = [caller.told[0]["outputs"][0]["data"] for caller in callers]
+        assert told == [list(range(10 * number, 10 * number + 3 * size)) for number, size in enumerate(sizes)]
+    assert served.statistics.execution_count == 2
 
 
 async def test_one_that_cannot_be_read_is_refused_alone(served: Served) -> None:
