@@ -144,6 +144,20 @@ async def test_a_model_that_cannot_be_loaded_does_not_keep_the_others_from_servi
     assert await ask(own, "broken") == ("1", 5.0)
 
 
+async def test_where_the_live_version_is_corrupt_at_the_start_the_one_before_serves_and_the_problem_is_told(
+    three: Any, catalog: Callable[..., Catalog]
+) -> None:
+    three.damage("m", "2")
+    own = catalog()
+    await own.start()
+    assert own.ready
+    assert await ask(own, "m") == ("1", 1.0)
+    assert list(own.problems()) == ["m"]
+    assert own.problems()["m"].startswith("version 2 is live and cannot be served: model.onnx has sha256")
+    await own.go_live("m", "3")
+    assert own.problems() == {}
+
+
 async def test_what_does_not_exist_is_not_found(three: Any, catalog: Callable[..., Catalog]) -> None:
     own = catalog()
     await own.start()
