@@ -17,7 +17,7 @@ caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
 th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: anywhere; }
 td.number, th.number { text-align: right; white-space: nowrap; }
-.scroll { overflow-x: auto; } p.note { color: var(--soft); }
+thead th { overflow-wrap: normal; } .scroll { overflow-x: auto; } p.note { color: var(--soft); }
 svg { width: 100%; height: auto; } svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 p.box { border-left: 4px solid var(--seen); padding-left: .8rem; }
 .proved { fill: var(--proved); } .seen { fill: var(--seen); } .axis { stroke: var(--line); }
