@@ -106,8 +106,6 @@ def create_service(settings: Settings, siblings: Siblings | None = None, tracing
                     yield
             await asyncio.gather(*tasks, return_exceptions=True)
             await catalog.close()
-        if tracing is not None:
-            await asyncio.to_thread(tracing.close)
         database.dispose()
 
     api = _api(settings, judged_by, registry, lifespan)

@@ -39,7 +39,6 @@ class Tracing:
     def __init__(self, provider: "TracerProvider", version: str) -> None:
         from opentelemetry import propagate, trace  # noqa: PLC0415 - an extra
 
-        self._provider = provider
         self._tracer = provider.get_tracer("specnorm", version)
         self._api = trace
         self._extract = propagate.extract
@@ -72,10 +71,6 @@ class Tracing:
     def failed(self, span: "Span") -> None:
         """Mark a span as one of a request that the service is to blame for."""
         span.set_status(self._api.StatusCode.ERROR)
-
-    def close(self) -> None:
-        """Send what was not sent yet; blocks."""
-        self._provider.shutdown()
 
 
 class Traced:
@@ -131,7 +126,7 @@ def from_environment(version: str, environment: Mapping[str, str] = os.environ) 
         raise UnavailableError("OTEL_* asks for traces, but OpenTelemetry is not installed: install specnorm[otel].") from None
     own = {} if "OTEL_SERVICE_NAME" in environment else {SERVICE_NAME: "specnorm"}
     provider = TracerProvider(resource=Resource.create(own))
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(BatchSpanProcessor(exporter))  # the SDK sends what is left when the process ends
     return Tracing(provider, version)
 
 
