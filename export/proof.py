@@ -57,9 +57,7 @@ def proved(body: onnx.ModelProto, output: str, *, chain: bool = True) -> Proved:
 
 
 def _rounded_inputs(body: onnx.ModelProto) -> list[str]:
-    """Return the inputs, none where one is not float32, or is a constant that whoever runs the graph may replace."""
-    constants = {weight.name for weight in body.graph.initializer}
-    plain = all(
-        value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name not in constants for value in body.graph.input
-    ) and all(entry.domain in {"", "ai.onnx"} for entry in body.opset_import)  # fmt: skip
-    return [value.name for value in body.graph.input] if plain and not body.functions else []
+    """Return the inputs, constants that whoever runs the graph may replace among them; none where anything but float32 may come in."""
+    plain = all(value.type.tensor_type.elem_type == TensorProto.FLOAT for value in body.graph.input)
+    known = all(entry.domain in {"", "ai.onnx"} for entry in body.opset_import) and not body.functions
+    return [value.name for value in body.graph.input] if plain and known else []

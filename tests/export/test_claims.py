@@ -147,6 +147,10 @@ GRAPHS = {
     "nothing in the file": (lambda m: m.ClearField("metadata_props"), "the graph says nothing of lipschitz_bound"),
     "no proof in the file": (lambda m: told(m, "specnorm.certificate.logits", lambda v: v[:-8]), None),
     "a replaceable constant": (overridable, "manifest names the inputs|the bytes prove none"),
+    "a replaceable weight": (
+        lambda m: m.graph.input.append(helper.make_tensor_value_info("4.weight", onnx.TensorProto.FLOAT, [3, 6])),
+        "the bytes prove none: .* does not depend on one float32 input alone",
+    ),
     "a constant twice": (twice, "twice|not unique"),
     "rubbish": (lambda m: m.graph.node[0].ClearField("op_type"), "not valid ONNX"),
 }  # fmt: skip
