@@ -159,6 +159,7 @@ def test_a_reload_of_a_version_that_was_changed_meanwhile_leaves_what_is_loaded_
         workspace.damage("1")
         assert http.post("/v2/repository/models/m/load", json={}).status_code == 503
         assert answer(http) == ("1", 1.0)
+        assert http.get("/v2/health/ready").json() == {"live": True, "ready": True}, "what answers is the live version, whole"
 
 
 def test_health_has_no_problems_to_tell_of_where_there_are_none(start: Any, workspace: Workspace) -> None:
