@@ -38,6 +38,27 @@ def test_a_worker_that_wakes_after_its_lease_is_refused(machine: Any, uninterrup
     machine.whole(other, uninterrupted)
 
 
+def test_a_worker_that_wakes_beside_its_successor_is_refused(machine: Any, uninterrupted: Any, until: Any) -> None:
+    """Here the job still runs, as somebody else's: it is the number of the attempt that tells the two apart."""
+    first = machine.fault("app.worker", "app.jobs.attempt:Attempt.checkpoint", "STOP", call=4)
+    second = machine.fault("app.worker", "app.registry.registry:Registry.publish", "STOP")
+    service = machine.serve(first, lease_seconds="60")
+    job = service.create(service.upload(machine.data))
+    stale = until(lambda: machine.struck(first), "the first worker is stopped")
+    os.kill(service.pid, signal.SIGSTOP)
+    other = machine.serve(second, lease_seconds="15")
+    successor = until(lambda: machine.struck(second), "the second worker is stopped")
+    known = everything(machine)
+    os.kill(stale, signal.SIGCONT)
+    until(lambda: stale not in machine.workers() or everything(machine) != known, "the first worker has ended, or written")
+    assert everything(machine) == known
+    for pid in (successor, service.pid):
+        os.kill(pid, signal.SIGCONT)
+    other.succeeded(job)
+    assert service.stop() == 0
+    machine.whole(other, uninterrupted)
+
+
 def everything(machine: Any) -> dict[str, list[Any]]:
     """Return every row that a worker could write."""
     tables = ("jobs", "job_events", "job_checkpoints", "models", "versions", "version_files", "history")
