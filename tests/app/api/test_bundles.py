@@ -77,4 +77,8 @@ def test_an_alias_is_set_moved_and_removed_by_the_command(service: Any, tmp_path
     assert specnorm("alias", "affine", "stable", "3", "--workspace", tmp_path) == "affine@stable is affine:3; before it was 2\n"
     assert specnorm("alias", "affine", "stable", "--remove", "--workspace", tmp_path) == "affine@stable is removed\n"
     specnorm("alias", "affine", "stable", "--workspace", tmp_path, code=1)
+    assert specnorm("alias", "affine", "canary", "2", service=service) == "affine@canary is affine:2\n"
+    assert specnorm("alias", "affine", "canary", "3", service=service) == "affine@canary is affine:3; before it was 2\n"
+    assert service.registry.aliases() == {"affine": {"canary": "3"}}
+    assert specnorm("alias", "affine", "canary", "--remove", service=service) == "affine@canary is removed\n"
     assert service.registry.aliases() == {}
