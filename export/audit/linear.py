@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from threadpoolctl import threadpool_limits
+
 from export.audit.borders import Border, border_of
 from export.audit.elementwise import broadcast, copied, stays
 from export.audit.node import Node
@@ -197,8 +199,10 @@ def convolution_norms(node: Node, kernel: Array, border: Border | None = None) -
     Raises:
         NoBoundError: it has none.
     """
-    upper, looser = convolution_bound(node, kernel, border)
-    return Norms(conv_sigma_estimate(kernel, **geometry(node, kernel, border), deadline=Deadline(node.seconds / 4)), upper, looser)
+    with threadpool_limits(1, "blas"):  # thousands of small factorisations, in which a second thread only waits
+        upper, looser = convolution_bound(node, kernel, border)
+        estimate = conv_sigma_estimate(kernel, **geometry(node, kernel, border), deadline=Deadline(node.seconds / 4))
+    return Norms(estimate, upper, looser)
 
 
 def convolution_bound(node: Node, kernel: Array, border: Border | None = None) -> Proved:

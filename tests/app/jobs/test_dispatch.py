@@ -105,7 +105,7 @@ def test_a_stopped_worker_of_another_dispatcher_is_taken_over_and_refused_when_i
     time.sleep(0.2)  # the heart beats meanwhile, so that the time that passed means nothing
     dispatcher.turn()
     assert status(workspace, job) == "running"
-    os.kill(old.pid, signal.SIGSTOP)
+    stop(workspace, old.pid)
     dispatcher.turn()
     clock.now += 100
     until(dispatcher, lambda: pid(workspace.folder, 2) is not None)
@@ -120,12 +120,20 @@ def test_a_stopped_worker_of_another_dispatcher_is_taken_over_and_refused_when_i
     dispatcher.close()
 
 
+def stop(workspace: Any, process: int) -> None:
+    """Stop a worker right after a heartbeat: in the middle of one it would hold the database for all."""
+    before = workspace.jobs.leases()
+    while workspace.jobs.leases() == before:
+        time.sleep(0.001)
+    os.kill(process, signal.SIGSTOP)
+
+
 def test_a_stopped_worker_of_ones_own_is_killed_after_one_lease(workspace: Any, local: Local) -> None:
     workspace.create()
     clock = Clock()
     dispatcher = Dispatcher(workspace.jobs, local, workspace.settings, clock=clock)
     until(dispatcher, lambda: pid(workspace.folder, 1) is not None)
-    os.kill(pid(workspace.folder, 1) or 0, signal.SIGSTOP)
+    stop(workspace, pid(workspace.folder, 1) or 0)
     dispatcher.turn()
     clock.now += workspace.settings.lease_seconds
     until(dispatcher, lambda: pid(workspace.folder, 2) is not None)
