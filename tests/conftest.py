@@ -1,9 +1,7 @@
 """What every test shares: real parts, one thread of torch each (two cores are often all there is)."""
 
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,13 +16,8 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[postgres.Server]:
-    # Not below pytest's own folder: that is closed to the user whom the server runs as.
-    folder = Path(tempfile.mkdtemp(prefix="specnorm-postgres-"))
-    folder.chmod(0o755)
-    server = postgres.Server(folder / "cluster")
-    yield server
-    server.close()
-    folder.rmdir()
+    with postgres.running() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", *(["postgresql"] if postgres.found() else [])])

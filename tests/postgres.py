@@ -12,7 +12,9 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name))
@@ -27,6 +29,17 @@ def header() -> str:
     if found():
         return f"PostgreSQL: {PROGRAMS[-1]}"
     return "PostgreSQL: not installed; the tests on it are not collected (Debian: apt-get install postgresql)"
+
+
+@contextlib.contextmanager
+def running() -> Iterator["Server"]:
+    """Run a server in a folder that goes with it; not below pytest's own, which is closed to the user whom the server runs as."""
+    folder = Path(tempfile.mkdtemp(prefix="specnorm-postgres-"))
+    folder.chmod(0o755)
+    server = Server(folder / "cluster")
+    yield server
+    server.close()
+    folder.rmdir()
 
 
 class Server:

@@ -118,8 +118,8 @@ def from_environment(version: str, environment: Mapping[str, str] = os.environ) 
             raise InvalidRequestError(f"{name} is {environment[name][:80]!r}; traces are sent as http/protobuf.")
     try:
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415 - an extra
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - an extra
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - an extra
 
         exporter = EXPORTERS[asked]()
     except ImportError:

@@ -128,9 +128,9 @@ def _request(url: str, told: dict[str, Any], rows: int, number: int, *, binary: 
 
 def _limit(told: dict[str, Any], rows: int, seconds: float, workspace: Path | None) -> float | None:
     """Return the rows/s of one thread of ONNX Runtime, None where the file that is served is not in the workspace."""
-    import onnxruntime as ort  # noqa: PLC0415
+    import onnxruntime as ort  # noqa: PLC0415 - as above
 
-    from export.bundle import MODEL  # noqa: PLC0415
+    from export.bundle import MODEL  # noqa: PLC0415 - as above
 
     properties = told["properties"]
     try:

@@ -5,6 +5,7 @@ Whatever is wrong is refused with what was expected and what came.
 
 import math
 import struct
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from app.errors import InvalidRequestError
@@ -13,6 +14,21 @@ from app.inference.tensors import DTYPES, Array, Shape, from_bytes, from_json, k
 from export.bundle import Manifest, Signature, Tensor
 
 _LARGEST_DIMENSION: Final = 2**31 - 1
+
+
+def named(entry: Any, tensors: Mapping[str, Tensor], what: str) -> Tensor:
+    """Return the tensor that an entry of ``inputs`` or ``outputs`` names.
+
+    Raises:
+        InvalidRequestError: the entry is no object, or names none of ``tensors``.
+    """
+    if type(entry) is not dict:
+        raise InvalidRequestError(f"expected every {what} to be an object, got {kind(entry)}")
+    name = entry.get("name")
+    tensor = tensors.get(name) if type(name) is str else None
+    if tensor is None:
+        raise InvalidRequestError(f"expected an {what} of {sorted(tensors)}, got {quote(name)}")
+    return tensor
 
 
 def shares_runs(signature: Signature) -> bool:
@@ -152,12 +168,7 @@ class Reader:
 
     def _header(self, entry: Any) -> tuple[Tensor, Shape]:
         """Check name, datatype and shape of one input."""
-        if type(entry) is not dict:
-            raise InvalidRequestError(f"expected every input to be an object, got {kind(entry)}")
-        name = entry.get("name")
-        tensor = self._inputs.get(name) if type(name) is str else None
-        if tensor is None:
-            raise InvalidRequestError(f"expected an input of {sorted(self._inputs)}, got {quote(name)}")
+        tensor = named(entry, self._inputs, "input")
         if entry.get("datatype") != tensor.datatype:
             raise InvalidRequestError(f"input {tensor.name!r}: expected datatype {tensor.datatype}, got {quote(entry.get('datatype'))}")
         shape = entry.get("shape")
@@ -179,12 +190,7 @@ class Reader:
             raise InvalidRequestError(f"expected outputs to be an array, got {kind(entries)}")
         wanted: dict[str, Wanted] = {}
         for entry in entries:
-            if type(entry) is not dict:
-                raise InvalidRequestError(f"expected every output to be an object, got {kind(entry)}")
-            name = entry.get("name")
-            tensor = self._outputs.get(name) if type(name) is str else None
-            if tensor is None:
-                raise InvalidRequestError(f"expected an output of {sorted(self._outputs)}, got {quote(name)}")
+            tensor = named(entry, self._outputs, "output")
             if tensor.name in wanted:
                 raise InvalidRequestError(f"output {tensor.name!r} is asked for twice")
             own = read_parameters(entry, f"output {tensor.name!r}")

@@ -40,13 +40,12 @@ def once(connection: Connection, scope: str, key: str | None, request: Any, make
 
 def answered(connection: Connection, scope: str, key: str | None, request: Any, act: Callable[[], Answer]) -> Answer:
     """Return the answer of the first time, or ``act`` now; like :func:`once`, for what changes a thing and makes none."""
-    if key is None:
-        return act()
-    known = _known(connection, scope, key, request)
+    known = recall(connection, scope, key, request)
     if known is not None:
-        return dict(known.answer)
+        return known
     answer = act()
-    _keep(connection, scope, key, request, resource="", answer=answer)
+    if key is not None:
+        _keep(connection, scope, key, request, resource="", answer=answer)
     return answer
 
 

@@ -1,6 +1,5 @@
 """PostgreSQL goes away under a running service: inference goes on, the rest says 503 and when to ask again, and it heals by itself."""
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +20,8 @@ if postgres.found():
     @pytest.fixture
     def server() -> Iterator[postgres.Server]:
         """One of its own, which no other test needs while it is stopped."""
-        folder = Path(tempfile.mkdtemp(prefix="specnorm-postgres-"))
-        folder.chmod(0o755)
-        server = postgres.Server(folder / "cluster")
-        yield server
-        server.close()
-        folder.rmdir()
+        with postgres.running() as server:
+            yield server
 
     def test_inference_goes_on_while_the_database_is_gone_and_the_rest_comes_back_with_it(
         server: postgres.Server, tmp_path: Path, models: Any, listen: Callable[..., Any]

@@ -4,40 +4,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
 
 from app.db import DATABASE, connect
 from app.errors import ConflictError, CorruptError, InvalidRequestError, NotFoundError
 from app.registry.blobs import Blobs
 from app.registry.live import undo
 from app.registry.registry import Registry
-from export.bundle import Lipschitz, Manifest, Signature, Tensor, digest
-
-
-def make(model: bytes = b"graph", **files: bytes) -> tuple[Manifest, dict[str, bytes]]:
-    content = {"model.onnx": model, **{name.replace("_", "."): value for name, value in files.items()}}
-    manifest = Manifest(
-        signature=Signature(
-            inputs=(Tensor(name="input", datatype="FP32", shape=(-1, 4)),), outputs=(Tensor(name="logits", datatype="FP32", shape=(-1, 3)),)
-        ),
-        lipschitz=Lipschitz(bound=1.0, rigorous=True, method="product"),
-        gradient_mode="full",
-        origin="specnorm",
-        files={name: digest(value) for name, value in content.items()},
-    )
-    return manifest, content
-
-
-@pytest.fixture
-def database(tmp_path: Path, database_url: str | None):
-    engine = connect(tmp_path, database_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def registry(tmp_path: Path, database: Engine) -> Registry:
-    return Registry(database, Blobs(tmp_path / "blobs"))
+from export.bundle import digest
+from tests.app.registry.conftest import bundle as make
 
 
 def publish(registry: Registry, count: int, model: str = "digits") -> None:
