@@ -65,7 +65,7 @@ test-privacy:  ## Opacus on the spectral layers
 
 test-faults:  ## kill -9, full disks, jumping clocks and a database that is gone, at every place (minutes; Linux, root, strace, gcc, PostgreSQL)
 	$(SETUP) .venv cpu,train,test
-	$(BIN)/python -m pytest tests/faults tests/faults/long $(ARGS)
+	$(BIN)/python -m pytest tests/faults/test_killed.py tests/faults/long $(ARGS)
 
 test-attack:  ## Attack every preset within its certified radius: all inputs, several restarts (minutes)
 	$(SETUP) .venv cpu,train,test
