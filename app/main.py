@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import console
@@ -46,6 +47,8 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 VERSION = importlib.metadata.version("specnorm")
 FOLLOW_SECONDS = 0.5
 RETRY_SECONDS = 30.0
+SPOOL_BYTES = 1 << 16
+"""Of an upload that is coming in, what is kept in memory; the rest is in a file of the folder that TMPDIR names."""
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +203,7 @@ def _api(settings: Settings, judged_by: Access, registry: Registry, lifespan: Li
         redirect_slashes=False,
     )
     errors.install(api)
+    MultiPartParser.spool_max_size = SPOOL_BYTES
     api.include_router(v1.router(files, jobs, registry))
     api.include_router(session.router(judged_by))
     api.include_router(console.router())

@@ -3,15 +3,17 @@
 import asyncio
 import json
 import re
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO, cast
 
 import orjson
 from fastapi import APIRouter, Body, File, Form, Header, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 
+from app.api.download import Download
 from app.api.imports import Imports
 from app.api.promotion import Promotion
 from app.errors import InvalidRequestError
@@ -67,9 +69,13 @@ def _add_reading(routes: APIRouter, registry: Registry, promotion: Promotion) ->
     @routes.get("/models/{name}/versions/{version}/bundle", response_class=Response)
     def get_bundle(name: str, version: str) -> Response:
         """Return a version's bundle as one file, a zip archive, which an import takes."""
-        content = pack(registry.manifest(name, version), registry.files(name, version))
-        disposition = f'attachment; filename="{name}-{version}{SUFFIX}"'
-        return Response(content, media_type="application/zip", headers={"Content-Disposition": disposition})
+        out = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - the download closes it
+        try:
+            pack(out, registry.manifest(name, version), registry.opener(name, version))
+        except BaseException:
+            out.close()
+            raise
+        return Download(out, media_type="application/zip", filename=f"{name}-{version}{SUFFIX}")
 
     @routes.get("/resolve")
     def resolve(name: Annotated[str, Query(description="NAME:VERSION, NAME@ALIAS, or NAME for the live version.")]) -> dict[str, Any]:
@@ -151,7 +157,7 @@ def _add_imports(routes: APIRouter, imports: Imports) -> None:
 def _stored(blobs: Shelf, uploads: list[UploadFile]) -> dict[str, Stored]:
     """Store the uploads and return them by name."""
     if len(uploads) == 1 and (uploads[0].filename or "").endswith(SUFFIX):
-        return {name: blobs.put(content) for name, content in unpack(uploads[0].file, limit=MAX_BUNDLE_BYTES).items()}
+        return {name: blobs.put(content) for name, content in unpack(uploads[0].file, limit=MAX_BUNDLE_BYTES)}
     stored: dict[str, Stored] = {}
     for upload in uploads:
         name = upload.filename or ""

@@ -105,7 +105,8 @@ def respond(
 
 def response_of(error: Exception, path: str) -> Response:
     """Return the response for any exception; one that nobody foresaw is logged and answered with a fixed sentence."""
-    if isinstance(error, OSError) and error.errno in _FULL:
+    cause = error.__cause__ if isinstance(error, HTTPException) else error  # what FastAPI met while it read a form
+    if isinstance(cause, OSError) and cause.errno in _FULL:
         error = StorageFullError()
     if isinstance(error, SpecnormError):
         return respond(path, status_of(error, path), str(error), param=error.param, code=error.code)

@@ -4,12 +4,12 @@ Every endpoint is a plain function, which runs on a thread: all of them wait for
 """
 
 import json
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
+from app.api.download import Download
 from app.errors import InvalidRequestError, NotFoundError
 from app.jobs.request import Hyperparameters, JobRequest, Privacy, parse
 from app.jobs.shape import ORGANIZATION
@@ -17,7 +17,6 @@ from app.jobs.store import Jobs
 from app.registry.files import Files
 from app.registry.paging import Page
 from app.registry.registry import Registry
-from app.registry.store import CHUNK
 
 MAX_JOB_BYTES = 1 << 20
 
@@ -70,9 +69,7 @@ def _add_files(routes: APIRouter, files: Files) -> None:
     @routes.get("/files/{file_id}/content", tags=["files"], response_class=StreamingResponse)
     def get_file_content(file_id: str) -> StreamingResponse:
         """Return the bytes of an upload."""
-        content = memoryview(files.content(file_id))
-        pieces: Iterator[memoryview] = (content[at : at + CHUNK] for at in range(0, len(content), CHUNK))
-        return StreamingResponse(pieces, media_type="application/octet-stream", headers={"Content-Length": str(len(content))})
+        return Download(files.open(file_id))
 
     @routes.delete("/files/{file_id}", tags=["files"])
     def delete_file(file_id: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`specnorm models import|export|verify|diff`: what goes by the bundle."""
 
 import contextlib
+import io
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,7 +57,7 @@ def export(
         from app.registry.archive import pack  # noqa: PLC0415
 
         with out.open("xb") as stream:
-            stream.write(pack(manifest, files))
+            pack(stream, manifest, lambda name: io.BytesIO(files[name]))
     else:
         try:
             write(out, manifest, files)
@@ -120,8 +121,9 @@ def _unpacked(path: Path, draft: Path) -> Path:
     folder = draft / "given"
     folder.mkdir()
     with path.open("rb") as stream:
-        for name, content in unpack(stream, limit=MOST_BYTES).items():
-            (folder / name).write_bytes(content)
+        for name, pieces in unpack(stream, limit=MOST_BYTES):
+            with (folder / name).open("xb") as out:
+                out.writelines(pieces)
     return folder
 
 

@@ -79,7 +79,8 @@ class Remote:
     def _bundle(self, model: str, version: str) -> dict[str, bytes]:
         from app.registry.archive import unpack  # noqa: PLC0415 - loaded by those commands that need it
 
-        return unpack(io.BytesIO(self._service.content(f"/admin/models/{model}/versions/{version}/bundle")), limit=MOST_BYTES)
+        packed = io.BytesIO(self._service.content(f"/admin/models/{model}/versions/{version}/bundle"))
+        return {name: b"".join(pieces) for name, pieces in unpack(packed, limit=MOST_BYTES)}
 
 
 def place(workspace: Path | None, url: str | None) -> Place:

@@ -2,10 +2,12 @@
 
 import io
 import re
+import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
-from typing import BinaryIO, Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, BinaryIO, Final
 
 from app.errors import InvalidRequestError, TooLargeError
 from app.registry.store import CHUNK
@@ -18,17 +20,23 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _BEGINNING: Final = (1980, 1, 1, 0, 0, 0)  # of zip's calendar: the same bundle is always the same bytes
 
 
-def pack(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
-    """Return the archive of a bundle."""
-    out = io.BytesIO()
+def pack(out: IO[bytes], manifest: Manifest, content: Callable[[str], BinaryIO]) -> None:
+    """Write the archive of a bundle, of which no more than a piece is in memory.
+
+    Args:
+        out: where to, a file that can be written anywhere.
+        manifest: of the bundle.
+        content: opens one of the files that the manifest names.
+    """
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in {MANIFEST: manifest.model_dump_json(indent=2).encode(), **files}.items():
-            archive.writestr(zipfile.ZipInfo(name, _BEGINNING), content)
-    return out.getvalue()
+        _add(archive, MANIFEST, io.BytesIO(manifest.model_dump_json(indent=2).encode()))
+        for name in manifest.files:
+            with content(name) as stream:
+                _add(archive, name, stream)
 
 
-def unpack(stream: BinaryIO, *, limit: int) -> dict[str, bytes]:
-    """Return the files of an archive by name.
+def unpack(stream: BinaryIO, *, limit: int) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Yield the files of an archive, each as its name and the pieces of its content, which are to be taken before the next file.
 
     Args:
         stream: the archive, which can be read from anywhere.
@@ -38,29 +46,46 @@ def unpack(stream: BinaryIO, *, limit: int) -> dict[str, bytes]:
         InvalidRequestError: it is no archive, is damaged, or a name in it is no plain file name or comes twice.
         TooLargeError: its files are too many, or larger.
     """
-    files: dict[str, bytes] = {}
+    left = limit
+
+    def pieces(member: zipfile.ZipInfo) -> Iterator[bytes]:
+        nonlocal left
+        with _readable(), archive.open(member) as source:
+            while piece := source.read(CHUNK):
+                left -= len(piece)
+                if left < 0:
+                    raise TooLargeError("the files of the archive are larger than a bundle may be", param="file")
+                yield piece
+
+    with _readable(), zipfile.ZipFile(stream) as archive:
+        for member in _members(archive):
+            yield member.filename, pieces(member)
+
+
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Return what an archive holds, its names judged."""
+    members = archive.infolist()
+    if len(members) > MOST_FILES:
+        raise TooLargeError(f"a bundle has at most {MOST_FILES} files, this archive {len(members)}", param="file")
+    seen: set[str] = set()
+    for member in members:
+        if not _PLAIN.fullmatch(member.filename) or member.filename in seen:
+            raise InvalidRequestError(f"{member.filename[:80]!r} in the archive is no plain file name, or comes twice", param="file")
+        seen.add(member.filename)
+    return members
+
+
+def _add(archive: zipfile.ZipFile, name: str, stream: BinaryIO) -> None:
+    member = zipfile.ZipInfo(name, _BEGINNING)
+    member.file_size = stream.seek(0, io.SEEK_END)  # past 2 GiB the head has another form
+    stream.seek(0)
+    with archive.open(member, "w") as to:
+        shutil.copyfileobj(stream, to, CHUNK)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
     try:
-        with zipfile.ZipFile(stream) as archive:
-            members = archive.infolist()
-            if len(members) > MOST_FILES:
-                raise TooLargeError(f"a bundle has at most {MOST_FILES} files, this archive {len(members)}", param="file")
-            for member in members:
-                if not _PLAIN.fullmatch(member.filename) or member.filename in files:
-                    raise InvalidRequestError(
-                        f"{member.filename[:80]!r} in the archive is no plain file name, or comes twice", param="file"
-                    )
-                files[member.filename] = _read(archive, member, limit)
-                limit -= len(files[member.filename])
+        yield
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         raise InvalidRequestError(f"the archive cannot be read: {error}", param="file") from None
-    return files
-
-
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:
-    content = bytearray()
-    with archive.open(member) as source:
-        while chunk := source.read(CHUNK):
-            content += chunk
-            if len(content) > limit:
-                raise TooLargeError("the files of the archive are larger than a bundle may be", param="file")
-    return bytes(content)

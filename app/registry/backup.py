@@ -153,11 +153,13 @@ def _fill(registry: Registry, pack: _Pack) -> Summary:
         pack.add(ROWS, rows, length)
     for digest in sorted(named):
         try:
-            content = registry.blobs.get(digest)
+            with registry.blobs.open(digest) as content:
+                length = content.seek(0, io.SEEK_END)
+                content.seek(0)
+                pack.add(digest, content, length)
         except NotFoundError as error:
             raise CorruptError(f"a row names what is not stored: {error}; `specnorm models verify` tells which") from None
-        pack.add(digest, io.BytesIO(content), len(content))
-        size += len(content)
+        size += length
     about = {"format": FORMAT, "revision": HEAD, "made": int(time.time()), "rows_sha256": sha.hexdigest(), "files": sorted(named)}
     written = json.dumps(about, indent=1).encode()
     pack.add(ABOUT, io.BytesIO(written), len(written))  # the last thing: a backup without it is none

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.errors import NotFoundError, StorageFullError
-from app.registry.store import Draft, check_digest, checked
+from app.registry.store import Draft, check_digest, checked, compare
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -56,9 +56,20 @@ class Blobs:
 
     def get(self, digest: str) -> bytes:
         """Return the bytes whose sha256 is ``digest``, checked."""
-        return checked(digest, self.open(digest).read_bytes())
+        return checked(digest, self.path(digest).read_bytes())
 
-    def open(self, digest: str) -> Path:
+    def open(self, digest: str) -> BinaryIO:
+        """Return the file, at its beginning; the bytes stay until it is closed, though they be removed meanwhile."""
+        stream = self.path(digest).open("rb")
+        try:
+            compare(digest, hashlib.file_digest(stream, "sha256").hexdigest())
+            stream.seek(0)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def path(self, digest: str) -> Path:
         """Return where the bytes lie, unchecked."""
         check_digest(digest)
         path = self._final / digest

@@ -3,17 +3,18 @@
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import BinaryIO, Final, cast
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
 from app.errors import NotFoundError, UnavailableError
-from app.registry.store import CHUNK, Draft, check_digest, checked
+from app.registry.store import CHUNK, Draft, check_digest, checked, compare
 
 FINAL: Final = "sha256"
 DRAFTS: Final = "tmp"
@@ -67,6 +68,23 @@ class Bucket:
         check_digest(digest)
         with _named(digest):
             return checked(digest, bytes(obstore.get(self._store, f"{FINAL}/{digest}").bytes()))
+
+    def open(self, digest: str) -> BinaryIO:
+        """Return a copy that was fetched to this machine and checked; it goes when it is closed."""
+        check_digest(digest)
+        stream = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - whoever asked closes it
+        sha = hashlib.sha256()
+        try:
+            with _named(digest):
+                for chunk in obstore.get(self._store, f"{FINAL}/{digest}").stream(min_chunk_size=CHUNK):
+                    sha.update(chunk)
+                    stream.write(chunk)
+            compare(digest, sha.hexdigest())
+            stream.seek(0)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     def delete(self, digest: str) -> None:
         """Remove the bytes, if they are there."""

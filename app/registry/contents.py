@@ -1,7 +1,8 @@
 """What the registry holds, for whoever only looks: models, versions, what is live, aliases, and the files of a bundle."""
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import orjson
 from sqlalchemy import Engine, Row, select
@@ -13,6 +14,8 @@ from app.registry.artifact import Artifact
 from app.registry.shelf import Shelf
 from app.registry.store import Store
 from export.bundle import MODEL, BundleError, Manifest, digest, parse
+
+T = TypeVar("T")
 
 
 class Contents:
@@ -74,6 +77,11 @@ class Contents:
         """
         return self._content(self.manifest(model, version), model, version, name)
 
+    def opener(self, model: str, version: str) -> Callable[[str], BinaryIO]:
+        """Return what opens a file of a version's bundle, checked like :meth:`file`."""
+        manifest = self.manifest(model, version)
+        return lambda name: self._read(self.blobs.open, manifest, f"{model}:{version}", name)
+
     def files(self, model: str, version: str) -> dict[str, bytes]:
         """Return every file of a version's bundle, checked like :meth:`file`."""
         manifest = self.manifest(model, version)
@@ -131,12 +139,16 @@ class Contents:
             return aliases.resolve(connection, name)
 
     def _content(self, manifest: Manifest, model: str, version: str, name: str) -> bytes:
+        return self._read(self.blobs.get, manifest, f"{model}:{version}", name)
+
+    @staticmethod
+    def _read(how: Callable[[str], T], manifest: Manifest, owner: str, name: str) -> T:
         if name not in manifest.files:
-            raise NotFoundError(f"{model}:{version} has no file {name!r}; it has {', '.join(sorted(manifest.files))}")
+            raise NotFoundError(f"{owner} has no file {name!r}; it has {', '.join(sorted(manifest.files))}")
         try:
-            return self.blobs.get(manifest.files[name])
+            return how(manifest.files[name])
         except (NotFoundError, CorruptError) as error:
-            raise CorruptError(f"{name} of {model}:{version} cannot be read: {error}") from None
+            raise CorruptError(f"{name} of {owner} cannot be read: {error}") from None
 
 
 def _manifest(row: Row[Any]) -> Manifest:

@@ -76,8 +76,8 @@ class Files:
         with reading(self._database) as connection:
             return page(connection, query, files, _object, after=after, limit=limit, newest_first=order == "desc")
 
-    def content(self, name: str) -> bytes:
-        """Return the bytes of a file, their sha256 checked.
+    def open(self, name: str) -> BinaryIO:
+        """Return the bytes of a file, their sha256 checked, as a stream to be read and closed.
 
         Raises:
             NotFoundError: there is no such file.
@@ -85,7 +85,7 @@ class Files:
         """
         with reading(self._database) as connection:
             digest = _find(connection, name).digest
-        return self._blobs.get(digest)
+        return self._blobs.open(digest)
 
     def delete(self, name: str) -> None:
         """Forget a file.

@@ -10,7 +10,7 @@ named and missing. The age that a sweep asks for only keeps such refusals rare.
 import secrets
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, insert, select, update
 
@@ -58,6 +58,10 @@ class Shelf:
             CorruptError: what is stored has another sha256.
         """
         return self.store.get(digest)
+
+    def open(self, digest: str) -> BinaryIO:
+        """Return the same bytes as :meth:`get`, checked as they are there, as a file to be read and closed."""
+        return self.store.open(digest)
 
     def used(self) -> int:
         """Return how many bytes are stored."""

@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from app.errors import CorruptError, NotFoundError
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
+"""Bytes that are read, or handed on, at a time: little enough for fifty at once."""
 
 
 class Draft(NamedTuple):
@@ -42,6 +43,10 @@ class Store(Protocol):
         """
         ...
 
+    def open(self, digest: str) -> BinaryIO:
+        """Return the same bytes, as checked as those of :meth:`get`, as a file to be read and closed: never all of them in memory."""
+        ...
+
     def delete(self, digest: str) -> None:
         """Remove the bytes, if they are there."""
         ...
@@ -57,9 +62,14 @@ class Store(Protocol):
 
 def checked(digest: str, content: bytes) -> bytes:
     """Return ``content``, or raise CorruptError where its sha256 is not ``digest``."""
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise CorruptError(f"the stored file {digest} has changed on disk")
+    compare(digest, hashlib.sha256(content).hexdigest())
     return content
+
+
+def compare(digest: str, found: str) -> None:
+    """Raise CorruptError where what is stored as ``digest`` has the sha256 ``found``."""
+    if found != digest:
+        raise CorruptError(f"the stored file {digest} has changed on disk")
 
 
 def check_digest(digest: str) -> None:

@@ -71,7 +71,7 @@ def test_a_promotion_and_a_rollback_under_a_key_are_done_once_and_told_again(ser
 
 
 def test_a_version_that_cannot_be_loaded_does_not_become_live(service: Any) -> None:
-    path = service.registry.blobs.store.open(service.registry.manifest("affine", "2").model_digest)
+    path = service.registry.blobs.store.path(service.registry.manifest("affine", "2").model_digest)
     path.write_bytes(b"rotten")
     got = service.http.post("/admin/models/affine/promote", json={"version": "2"})
     assert got.status_code == 503

@@ -1,6 +1,9 @@
 """OpenAI's stock client against the real service over a real socket, its answers held to its own types without leniency."""
 
+import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -9,6 +12,9 @@ from openai import OpenAI
 from openai.types import FileObject, Model
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+from sqlalchemy import update
+
+from app.db import files
 
 CSV = b"a,b,c,target\n1,2,3,0\n"
 
@@ -37,6 +43,38 @@ def test_files_go_there_and_back(service: Any) -> None:
     assert service.openai.files.delete(made.id).deleted
     with pytest.raises(openai.NotFoundError):
         service.openai.files.retrieve(made.id)
+
+
+def test_a_file_whose_bytes_have_changed_is_not_given_out(service: Any) -> None:
+    made = upload(service)
+    (digest,) = [digest for digest, size in service.registry.blobs.store.all() if size == len(CSV)]
+    service.registry.blobs.store.path(digest).write_bytes(CSV[::-1])
+    with pytest.raises(openai.InternalServerError) as refused:
+        service.openai.files.content(made.id)
+    assert refused.value.status_code == 503
+    assert "has changed on disk" in str(refused.value)
+
+
+def test_a_download_that_nobody_reads_to_its_end_is_closed(service: Any, tmp_path: Path) -> None:
+    content = os.urandom(16 << 20)
+    with service.registry.blobs.store.draft([content]) as draft:
+        service.registry.blobs.store.settle(draft)
+    made = upload(service)
+    with service.registry.database.begin() as connection:
+        connection.execute(update(files).values(digest=draft.digest))
+
+    def opened() -> int:
+        links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        return sum(link.is_symlink() and draft.digest in str(link.readlink()) for link in links)
+
+    with service.http.stream("GET", f"/v1/files/{made.id}/content") as answer:
+        assert len(next(answer.iter_raw())) < len(content)
+        assert opened() == 1
+    for _ in range(1000):
+        if not opened():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it is open still")
 
 
 def test_a_file_goes_when_its_time_is_over(service: Any) -> None:

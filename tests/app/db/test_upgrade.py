@@ -84,7 +84,9 @@ def test_what_the_first_users_have_goes_on_working(tmp_path: Path) -> None:
     assert [job["metadata"] for job in jobs.list(metadata={"team": "red"}).items] == [{"team": "red"}]
     assert jobs.claim("anybody") is not None
     files = Files(engine, registry.blobs, max_bytes=1000)
-    assert [files.content(file["id"]) for file in files.list().items] == [b"a,b,target\n1,2,0\n"]
+    (file,) = files.list().items
+    with files.open(file["id"]) as content:
+        assert content.read() == b"a,b,target\n1,2,0\n"
     assert Admissions(engine).running() == {}
     engine.dispose()
 

@@ -27,7 +27,8 @@ def test_an_upload_is_given_back_as_it_came(files: Files) -> None:
     made = upload(files)
     assert made == files.get(made["id"])
     assert (made["bytes"], made["filename"], made["object"], made["status"]) == (13, "data.csv", "file", "processed")
-    assert files.content(made["id"]) == b"a,target\n1,0\n"
+    with files.open(made["id"]) as content:
+        assert content.read() == b"a,target\n1,0\n"
 
 
 def test_content_is_not_judged_at_upload(files: Files) -> None:
@@ -76,7 +77,7 @@ def test_the_same_key_makes_one_file_and_another_request_under_it_is_refused(fil
 def test_a_deleted_file_is_gone(files: Files) -> None:
     made = upload(files)["id"]
     files.delete(made)
-    for act in (files.get, files.content, files.delete):
+    for act in (files.get, files.open, files.delete):
         with pytest.raises(NotFoundError):
             act(made)
 

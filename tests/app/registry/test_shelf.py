@@ -114,7 +114,8 @@ def test_nothing_that_is_named_is_ever_missing_while_sweeps_and_publications_rac
                     name = files.create(io.BytesIO(b"graph %d" % (turn % 3)), "data.csv", "fine-tune")["id"]
                 except UnavailableError:
                     continue
-                assert files.content(name) == b"graph %d" % (turn % 3)
+                with files.open(name) as content:
+                    assert content.read() == b"graph %d" % (turn % 3)
                 files.delete(name)
         except BaseException as error:
             problems.append(error)

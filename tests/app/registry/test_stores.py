@@ -122,7 +122,7 @@ def test_a_quota_holds(database: Engine, place: Place) -> None:
 
 def test_only_a_sha256_names_a_stored_file(place: Place) -> None:
     for name in ("../../etc/passwd", "", "A" * 64, "0" * 63):
-        for act in (place.store.get, place.store.delete):
+        for act in (place.store.get, place.store.open, place.store.delete):
             with pytest.raises(NotFoundError):
                 act(name)
 
@@ -136,6 +136,29 @@ def test_a_large_upload_takes_little_memory(place: Place) -> None:
     tracemalloc.stop()
     assert draft.size == 40 << 20
     assert peak < 8 << 20
+
+
+def test_a_large_file_is_read_in_little_memory_and_to_its_end_though_it_is_removed_meanwhile(place: Place) -> None:
+    chunk = os.urandom(1 << 20)
+    with place.store.draft(chunk for _ in range(40)) as draft:
+        place.store.settle(draft)
+    tracemalloc.start()
+    with place.store.open(draft.digest) as stream:
+        place.store.delete(draft.digest)
+        assert all(stream.read(1 << 20) == chunk for _ in range(40))
+        assert stream.read() == b""
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+    with pytest.raises(NotFoundError):
+        place.store.open(draft.digest)
+
+
+def test_changed_bytes_are_told_before_the_first_of_them_is_read(shelf: Shelf, place: Place) -> None:
+    stored = shelf.put(b"content")
+    place.change(stored.digest, b"Content")
+    with pytest.raises(CorruptError):
+        shelf.open(stored.digest)
 
 
 def test_a_registry_publishes_backs_up_and_restores_there(place: Place, tmp_path: Path, make: Callable[..., Any]) -> None:

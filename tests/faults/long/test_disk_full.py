@@ -69,6 +69,21 @@ def test_an_upload_that_does_not_fit_is_refused_and_one_after_it_is_taken(machin
     machine.examined()
 
 
+def test_an_upload_that_finds_no_room_while_it_comes_in_is_refused_in_the_same_words(machine: Any, disk: Disk) -> None:
+    """What comes in is kept in the folder for temporary files first, which may be another disk."""
+    service = machine.serve(worker="none", environment={"TMPDIR": str(machine.folder)})
+    disk.fill(leaving=2 << 20)
+    with pytest.raises(openai.InternalServerError) as refused:
+        service.upload(os.urandom(8 << 20))
+    assert refused.value.status_code == 507
+    assert "disk is full" in str(refused.value)
+    assert service.infer()[0] == "1"
+    disk.empty()
+    service.upload(machine.data)
+    service.stop()
+    machine.examined()
+
+
 def test_with_no_room_for_a_row_nothing_is_half_done_and_all_is_well_with_room_again(machine: Any, disk: Disk) -> None:
     service = machine.serve(worker="none")
     file = service.upload(machine.data)

@@ -1,4 +1,4 @@
-"""Fifty uploads of 50 MB at once: the memory of the service does not grow with what is sent."""
+"""Fifty uploads of 50 MB at once, and as many downloads: the memory of the service does not grow with what is sent."""
 
 import threading
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 UPLOADS, SIZE = 50, 50 << 20
-EACH = 4 << 20
-"""Bytes of memory that an upload may take while it comes in, whatever its size."""
+EACH = 2 << 20
+"""Bytes of memory that an upload or a download may take while it goes on, whatever its size."""
 BOUNDARY = "specnorm"
 
 
@@ -27,24 +27,35 @@ def peak(pid: int) -> int:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10
 
 
-def test_memory_stays_flat_under_fifty_large_uploads(machine: Any) -> None:
+def at_once(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_memory_stays_flat_under_fifty_large_uploads_and_downloads(machine: Any) -> None:
     service = machine.serve(worker="none")
     service.upload(machine.data)
-    before, answers, lock = peak(service.pid), [], threading.Lock()
+    before, answers, names, lock = peak(service.pid), [], [], threading.Lock()
     headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
     def send(number: int) -> None:
         answer = service.http.post("/v1/files", content=body(number), headers=headers)
         with lock:
             answers.append((answer.status_code, answer.json().get("bytes")))
+            names.append(answer.json()["id"])
 
-    threads = [threading.Thread(target=send, args=(number,)) for number in range(UPLOADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert answers == [(200, SIZE)] * UPLOADS
+    def fetch(name: str) -> None:
+        with service.http.stream("GET", f"/v1/files/{name}/content") as answer:
+            size = sum(map(len, answer.iter_raw()))
+        with lock:
+            answers.append((answer.status_code, size))
+
+    at_once([threading.Thread(target=send, args=(number,)) for number in range(UPLOADS)])
+    at_once([threading.Thread(target=fetch, args=(name,)) for name in names])
+    assert answers == [(200, SIZE)] * UPLOADS * 2
     grown = peak(service.pid) - before
-    print(f"peak of {peak(service.pid) >> 20} MB, {grown >> 20} MB more than before {UPLOADS} uploads of {SIZE >> 20} MB")
+    print(f"peak of {peak(service.pid) >> 20} MB, {grown >> 20} MB more than before {UPLOADS} uploads and downloads of {SIZE >> 20} MB")
     assert grown < UPLOADS * EACH
     service.stop()
