@@ -2,7 +2,8 @@
 
 Service, load and job share the cores that there are. The load is paced: every request has its time, by which its latency counts,
 whether or not those before it were late. Half load is half the rate that the same load reaches unpaced. The job is resumed and
-paused between windows. Lists are asked of 10,000 jobs with five events each and of 1,000 versions of a model.
+paused between windows. Lists are asked of 10,000 jobs with five events each and a file for each, of 1,000 versions of a model that were
+live in turn, and of 500 models more.
 
 .venv/bin/python bench/jobs.py [--seconds 5] [--pairs 5] [--connections 16] [--only serving|lists]
 """
@@ -29,10 +30,11 @@ from openai import OpenAI
 from sqlalchemy import insert, select, update
 
 from app.cli import load
-from app.db import connect, job_events, jobs, models, version_files, versions
+from app.db import connect, files, history, job_events, jobs, models, version_files, versions
 from app.jobs.request import parse
+from export.bundle import digest
 
-JOBS, EVENTS, VERSIONS = 10_000, 5, 1_000
+JOBS, EVENTS, VERSIONS, MODELS = 10_000, 5, 1_000, 500
 LISTS = (
     "/v1/fine_tuning/jobs?limit=100",
     "/v1/fine_tuning/jobs?metadata[team]=none",
@@ -40,9 +42,12 @@ LISTS = (
     f"/v1/fine_tuning/jobs/ftjob-{JOBS // 2}/events",
     f"/v1/fine_tuning/jobs/ftjob-{JOBS // 2}/checkpoints",
     "/v1/files",
+    "/v1/files?purpose=fine-tune&limit=100",
     "/v1/models",
     "/admin/models",
     "/admin/models/digits/versions",
+    "/admin/models/digits/versions?manifests=false&order=desc",
+    f"/admin/models/digits/versions/{VERSIONS // 2}",
     "/admin/models/digits/history",
 )
 
@@ -142,6 +147,12 @@ def serving(port: int, options: argparse.Namespace) -> None:
     print(f"p99 with a job: {statistics.median(ratios):.2f} × that without ({ratios[0]:.2f} to {ratios[-1]:.2f}, {len(ratios)} pairs)")
 
 
+def altered(version: Any, number: int) -> dict[str, str]:
+    """Return a manifest of that version's own, so that no two are the same text."""
+    text = version.manifest.replace('"origin":"specnorm"', f'"origin":"specnorm {number}"')
+    return {"manifest": text, "manifest_digest": digest(text.encode())}
+
+
 def fill(workspace: Path) -> None:
     """Put the rows of many jobs and versions into the tables."""
     engine = connect(workspace)
@@ -150,11 +161,20 @@ def fill(workspace: Path) -> None:
         version = connection.execute(select(versions).where(versions.c.version == 1)).one()
         parts = connection.execute(select(version_files).where(version_files.c.version == 1)).all()
         more = range(2, VERSIONS + 1)
-        connection.execute(insert(versions), [{**version._mapping, "version": number, "job": None} for number in more])
+        connection.execute(
+            insert(versions), [{**version._mapping, "version": number, "job": None, **altered(version, number)} for number in more]
+        )
         connection.execute(insert(version_files), [{**part._mapping, "version": number} for number in more for part in parts])
         connection.execute(update(models).values(next_version=VERSIONS + 1))
+        names = [f"model{number}" for number in range(MODELS)]
+        connection.execute(insert(models), [{"name": name, "live": None, "next_version": 2} for name in names])
+        connection.execute(insert(versions), [{**version._mapping, "model": name, "job": None} for name in names])
+        move = {"model": "digits", "at": 1, "what": "promote", "who": "bench", "why": "bench"}
+        connection.execute(insert(history), [{**move, "after": number} for number in more])
+        file = {"created_at": 1, "filename": "rows.npz", "purpose": "fine-tune", "bytes": 1, "digest": "0" * 64}
+        connection.execute(insert(files), [{"id": f"file-{number}", **file} for number in range(JOBS)])
         job = {"created_at": 1, "finished_at": 2, "state": "succeeded", "request": request, "model": "digits", "parent": "digits:1"}
-        rows = [{"id": f"ftjob-{number}", "training_file": "file-x", "attempt": 1, **job} for number in range(JOBS)]
+        rows = [{"id": f"ftjob-{number}", "training_file": f"file-{number}", "attempt": 1, **job} for number in range(JOBS)]
         connection.execute(insert(jobs), rows)
         event = {"created_at": 1, "level": "info", "type": "message", "message": "Training goes on."}
         told = [{"id": f"e{number}-{at}", "job": f"ftjob-{number}", **event} for number in range(JOBS) for at in range(EVENTS)]

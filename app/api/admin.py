@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, Literal, cast
 
 import orjson
 from fastapi import APIRouter, Body, File, Form, Header, Query, Request, Response, UploadFile
@@ -26,6 +26,7 @@ from app.registry.store import CHUNK
 from export.bundle import Manifest
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key and request act once, however often sent.")]
+Limit = Annotated[int, Query(ge=1, le=100)]
 MAX_BUNDLE_BYTES = 2 * 2**30
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -45,26 +46,33 @@ def _add_reading(routes: APIRouter, registry: Registry, promotion: Promotion) ->
     @routes.get("/models")
     def list_models() -> list[dict[str, Any]]:
         """List the models, with the device that the live version runs on here; ``problem``: why that one is not served."""
-        problems, devices, aliases = promotion.problems(), promotion.devices(), registry.aliases()
+        problems, devices, aliases, live = promotion.problems(), promotion.devices(), registry.aliases(), registry.live_versions()
         return [
-            {"name": name, "live_version": live, "versions": registry.versions(name)}
+            {"name": name, "live_version": live.get(name), "versions": list(versions)}
             | {"aliases": aliases.get(name, {}), "device": devices.get(name)}
             | ({"problem": problems[name]} if name in problems else {})
-            for name, live in registry.live_versions().items()
+            for name, versions in registry.everywhere().items()
         ]
 
     @routes.get("/models/{name}/versions", response_model=list[dict[str, Any]])
-    def list_versions(name: str) -> Response:
-        """Return all versions of a model with their manifests, oldest first."""
-        # Written here: FastAPI would walk through every value of a thousand manifests.
-        return Response(orjson.dumps(registry.describe(name, manifests=True)), media_type="application/json")
+    def list_versions(
+        request: Request,
+        name: str,
+        after: Annotated[int | None, Query(ge=1, description="The last version seen; it is not listed again.")] = None,
+        limit: Limit = 100,
+        order: Literal["asc", "desc"] = "asc",
+        *,
+        manifests: Annotated[bool, Query(description="Whether each comes with its whole manifest.")] = True,
+    ) -> Response:
+        """Return the versions of a model with their manifests, oldest first; the header `Link` names the next page where there is one."""
+        found = registry.describe(name, manifests=manifests, after=after, limit=limit + 1, newest_first=order == "desc")
+        return _page(request, found, limit, "version")
 
     @routes.get("/models/{name}/versions/{version}")
     def get_version(name: str, version: str) -> dict[str, Any]:
         """Return a version of a model with its manifest."""
         manifest = registry.manifest(name, version)
-        line = next(line for line in registry.describe(name) if line["version"] == version)
-        return {**line, "manifest": manifest.model_dump(mode="json"), "lineage": lineage(registry, name, version)}
+        return {**registry.line(name, version), "manifest": manifest.model_dump(mode="json"), "lineage": lineage(registry, name, version)}
 
     @routes.get("/models/{name}/versions/{version}/bundle", response_class=Response)
     def get_bundle(name: str, version: str) -> Response:
@@ -93,10 +101,25 @@ def _add_reading(routes: APIRouter, registry: Registry, promotion: Promotion) ->
             raise InvalidRequestError(f"model {name!r} has no live version: name one", param="version")
         return sigma_report(name, chosen, registry.manifest(name, chosen))
 
-    @routes.get("/models/{name}/history")
-    def get_history(name: str) -> list[dict[str, Any]]:
-        """Return who made which version live when and why, oldest first."""
-        return registry.history(name)
+    @routes.get("/models/{name}/history", response_model=list[dict[str, Any]])
+    def get_history(
+        request: Request,
+        name: str,
+        after: Annotated[int, Query(ge=0, description="The number of the last line seen; it is not listed again.")] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    ) -> Response:
+        """Return who made which version live when and why, oldest first; the header `Link` names the next page where there is one."""
+        return _page(request, registry.history(name, after=after, limit=limit + 1), limit, "number")
+
+
+def _page(request: Request, found: list[dict[str, Any]], limit: int, cursor: str) -> Response:
+    """Return the first ``limit`` of ``found``, and where there are more, the address of those after them."""
+    headers = {}
+    if len(found) > limit:
+        following = request.url.include_query_params(after=found[limit - 1][cursor], limit=limit)
+        headers["Link"] = f'<{following.path}?{following.query}>; rel="next"'
+    # Written here: FastAPI would walk through every value of every manifest.
+    return Response(orjson.dumps(found[:limit]), media_type="application/json", headers=headers)
 
 
 def _add_promotion(routes: APIRouter, promotion: Promotion) -> None:

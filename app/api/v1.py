@@ -6,7 +6,8 @@ Every endpoint is a plain function, which runs on a thread: all of them wait for
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, UploadFile
+import orjson
+from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 
 from app.api.download import Download
@@ -19,6 +20,7 @@ from app.registry.paging import Page
 from app.registry.registry import Registry
 
 MAX_JOB_BYTES = 1 << 20
+MOST_FILES = 1000
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key and request make one thing, however often sent.")]
 After = Annotated[str | None, Query(description="Id of the last item seen; it is not listed again.")]
@@ -54,12 +56,14 @@ def _add_files(routes: APIRouter, files: Files) -> None:
     @routes.get("/files", tags=["files"])
     def list_files(
         after: After = None,
-        limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+        limit: Annotated[
+            int, Query(ge=1, le=10_000, description=f"At most {MOST_FILES} come at once; `has_more` tells of others.")
+        ] = 10_000,
         order: Literal["asc", "desc"] = "desc",
         purpose: str | None = None,
     ) -> dict[str, Any]:
         """List the uploads."""
-        return _listed(files.list(after=after, limit=limit, order=order, purpose=purpose))
+        return _listed(files.list(after=after, limit=min(limit, MOST_FILES), order=order, purpose=purpose))
 
     @routes.get("/files/{file_id}", tags=["files"])
     def get_file(file_id: str) -> dict[str, Any]:
@@ -140,29 +144,28 @@ def _add_jobs(routes: APIRouter, jobs: Jobs) -> None:  # a table of routes, each
 
 
 def _add_models(routes: APIRouter, registry: Registry) -> None:
-    @routes.get("/models", tags=["models"])
-    def list_models() -> dict[str, Any]:
+    @routes.get("/models", tags=["models"], response_model=dict[str, Any])
+    def list_models() -> Response:
         """List every version of every model as `name:version`, and again as `name@alias` where it has one."""
         aliases = registry.aliases()
         found = []
-        for name in registry.models():
-            lines = {line["version"]: line for line in registry.describe(name)}
-            found += [_model(f"{name}:{version}", line) for version, line in lines.items()]
-            found += [_model(f"{name}@{alias}", lines[version]) for alias, version in aliases.get(name, {}).items() if version in lines]
-        return {"object": "list", "data": found}
+        for name, versions in registry.everywhere().items():
+            found += [_model(f"{name}:{version}", created) for version, created in versions.items()]
+            named = aliases.get(name, {}).items()
+            found += [_model(f"{name}@{alias}", versions[version]) for alias, version in named if version in versions]
+        return Response(orjson.dumps({"object": "list", "data": found}), media_type="application/json")
 
     @routes.get("/models/{model}", tags=["models"])
     def get_model(model: str) -> dict[str, Any]:
         """Return one version of a model: the one named by number or alias, or else the live one."""
         name, version = registry.resolve(model)
-        for line in registry.describe(name):
-            if line["version"] == version:
-                return _model(model, line)
-        raise NotFoundError(f"there is no model {model[:80]!r}" if version else f"model {name!r} has no live version", param="model")
+        if version is None:
+            raise NotFoundError(f"model {name!r} has no live version", param="model")
+        return _model(model, registry.line(name, version)["created"])
 
 
-def _model(identity: str, line: dict[str, Any]) -> dict[str, Any]:
-    return {"id": identity, "object": "model", "created": line["created"], "owned_by": ORGANIZATION}
+def _model(identity: str, created: int) -> dict[str, Any]:
+    return {"id": identity, "object": "model", "created": created, "owned_by": ORGANIZATION}
 
 
 def _listed(page: Page) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def show(
         _show_one(name, workspace, url, as_json=as_json)
         return
     rows: list[dict[str, Any]]
-    rows = Service(url).get(f"/admin/models/{name}/versions") if url else registry(existing(workspace)).describe(name)
+    path = f"/admin/models/{name}/versions?manifests=false"
+    rows = list(Service(url).pages(path)) if url else registry(existing(workspace)).describe(name)
     output.show(rows, ["version", "gradient_mode", "lipschitz_bound", "metrics", "parent", "job"], as_json=as_json)
 
 

@@ -49,7 +49,9 @@ class Remote:
 
     def versions(self, model: str) -> list[str]:
         """Return the versions of a model, oldest first."""
-        return [str(row["version"]) for row in self._service.get(f"/admin/models/{model}/versions")]
+        if model not in self._known:
+            raise NotFoundError(f"there is no model {model[:80]!r}")
+        return [str(version) for version in self._known[model]["versions"]]
 
     def resolve(self, name: str) -> tuple[str, str | None]:
         """Return the model and version that ``name`` means."""

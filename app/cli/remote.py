@@ -40,6 +40,14 @@ class Service:
         """Return the JSON that ``path`` answers."""
         return self.call("GET", path, params={name: value for name, value in query.items() if value is not None}).json()
 
+    def pages(self, path: str) -> Iterator[Any]:
+        """Yield the items of a list, page after page."""
+        following: str | None = path
+        while following is not None:
+            answer = self.call("GET", following)
+            yield from answer.json()
+            following = answer.links.get("next", {}).get("url")
+
     def post(self, path: str, body: Any = None, **options: Any) -> Any:
         """Post JSON, or the multipart ``files`` among ``options``, and return the JSON of the answer."""
         return self.call("POST", path, **({"json": body} if body is not None else {}), **options).json()

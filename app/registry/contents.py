@@ -97,12 +97,43 @@ class Contents:
         manifest = self.manifest(model, version)
         return Artifact(manifest, self._content(manifest, model, version, MODEL))
 
-    def describe(self, model: str, *, manifests: bool = False) -> list[dict[str, Any]]:
-        """Return one line about each version of ``model``, oldest first, with its whole manifest if that is wanted."""
+    def everywhere(self) -> dict[str, dict[str, int]]:
+        """Return of every model every version, oldest first, with when it was made, in one look."""
+        found: dict[str, dict[str, int]] = {}
+        query = select(models.c.name, versions.c.version, versions.c.created).outerjoin(versions, versions.c.model == models.c.name)
+        with reading(self.database) as connection:
+            for name, version, created in connection.execute(query.order_by(models.c.name, versions.c.version)):
+                found.setdefault(name, {}).update({} if version is None else {str(version): created})
+        return found
+
+    def describe(
+        self, model: str, *, manifests: bool = False, after: int | None = None, limit: int | None = None, newest_first: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return one line about each version of ``model``.
+
+        Args:
+            model: name of the model.
+            manifests: whether each line has the whole manifest.
+            after: only those that come after this version.
+            limit: most lines to return.
+            newest_first: order by falling number.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        number = versions.c.version
+        query = select(versions).where(versions.c.model == model).order_by(number.desc() if newest_first else number).limit(limit)
+        if after is not None:
+            query = query.where(number < after if newest_first else number > after)
         with reading(self.database) as connection:
             live.known(connection, model)
-            rows = connection.execute(select(versions).where(versions.c.model == model).order_by(versions.c.version)).all()
+            rows = connection.execute(query).all()
         return [_line(row, manifests=manifests) for row in rows]
+
+    def line(self, model: str, version: str) -> dict[str, Any]:
+        """Return the line about one version, or raise NotFoundError."""
+        with reading(self.database) as connection:
+            return _line(live.find(connection, model, version), manifests=False)
 
     def previous(self, model: str) -> str:
         """Return the version that :meth:`rollback` would make live.
@@ -114,13 +145,14 @@ class Contents:
         with reading(self.database) as connection:
             return live.previous(connection, model)
 
-    def history(self, model: str) -> list[dict[str, Any]]:
-        """Return who made what live when and why, oldest first."""
+    def history(self, model: str, *, after: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return who made what live when and why, oldest first: up to ``limit`` moves with a number above ``after``."""
         with reading(self.database) as connection:
             live.known(connection, model)
-            rows = live.moves(connection, model)
+            rows = live.moves(connection, model, after=after, limit=limit)
         return [
-            {"at": row.at, "what": row.what, "who": row.who, "why": row.why, "from": live.text(row.before), "to": str(row.after)}
+            {"number": row.number, "at": row.at, "what": row.what, "who": row.who, "why": row.why}
+            | {"from": live.text(row.before), "to": str(row.after)}
             for row in rows
         ]
 

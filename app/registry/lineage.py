@@ -15,7 +15,7 @@ def lineage(contents: Contents, model: str, version: str) -> dict[str, Any]:
         NotFoundError: there is no such version.
     """
     manifest = contents.manifest(model, version)
-    line = next(line for line in contents.describe(model) if line["version"] == version)
+    line = contents.line(model, version)
     before = _parent(contents, line["parent"])
     training = manifest.training
     return {

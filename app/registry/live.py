@@ -54,9 +54,10 @@ def previous(connection: Connection, model: str) -> str:
     raise ConflictError(f"model {model!r} has no version that was live before")
 
 
-def moves(connection: Connection, model: str) -> Sequence[Row[Any]]:
-    """Return the rows of the history of a model, oldest first."""
-    return connection.execute(select(history).where(history.c.model == model).order_by(history.c.number)).all()
+def moves(connection: Connection, model: str, *, after: int = 0, limit: int | None = None) -> Sequence[Row[Any]]:
+    """Return the rows of the history of a model, oldest first: up to ``limit`` of those numbered above ``after``."""
+    query = select(history).where(history.c.model == model, history.c.number > after)
+    return connection.execute(query.order_by(history.c.number).limit(limit)).all()
 
 
 def undo(steps: Sequence[tuple[str, str]]) -> list[str]:

@@ -64,7 +64,16 @@ const post = (path, body) => json(path, { method: "POST", json: body });
 const inference = (model, version) => `v2/models/${part(model)}/versions/${part(version)}`;
 
 export const models = () => json("admin/models");
-export const versions = (model) => json(admin(model, "/versions"));
+/** All versions of a model, newest first. */
+export async function versions(model) {
+  const found = [], limit = 100;
+  for (;;) {
+    const after = found.length ? `&after=${found.at(-1).version}` : "";
+    const page = await json(admin(model, `/versions?manifests=false&order=desc&limit=${limit}${after}`));
+    found.push(...page);
+    if (page.length < limit) return found;
+  }
+}
 export const version = (model, name) => json(admin(model, `/versions/${part(name)}`));
 export const sigma = (model, name) => json(admin(model, `/sigma?version=${part(name)}`));
 export const promote = (model, name) => post(admin(model, "/promote"), { version: name });

@@ -29,6 +29,31 @@ def test_models_and_versions_with_their_manifests_are_listed(service: Any) -> No
     assert one["manifest"] == service.registry.manifest("affine", "2").model_dump(mode="json")
 
 
+def test_lists_come_in_pages_and_each_names_the_next(service: Any) -> None:
+    def pages(path: str) -> list[list[Any]]:
+        found = [service.http.get(path)]
+        while "next" in found[-1].links:
+            found.append(service.http.get(found[-1].links["next"]["url"]))
+        return [page.json() for page in found]
+
+    def versions(query: str) -> list[list[str]]:
+        return [[line["version"] for line in page] for page in pages(f"/admin/models/affine/versions?{query}")]
+
+    assert versions("limit=2") == [["1", "2"], ["3"]]
+    assert versions("limit=2&order=desc&manifests=false") == [["3", "2"], ["1"]]
+    assert versions("limit=3") == [["1", "2", "3"]]
+    assert versions("after=3") == [[]]
+    assert all("manifest" in line for page in pages("/admin/models/affine/versions?limit=1") for line in page)
+    assert not any("manifest" in line for page in pages("/admin/models/affine/versions?limit=1&manifests=false") for line in page)
+    for wrong in ("limit=0", "limit=101", "after=0", "after=x", "order=up"):
+        assert service.http.get(f"/admin/models/affine/versions?{wrong}").status_code == 400
+    for version in ("2", "3", "1"):
+        service.registry.promote("affine", version, why="test", who="test")
+    moves = pages("/admin/models/affine/history?limit=3")
+    assert [[line["to"] for line in page] for page in moves] == [["1", "2", "3"], ["1"]]
+    assert service.http.get("/admin/models/nobody/history").status_code == 404
+
+
 def test_the_sigma_report_is_what_the_manifest_says(service: Any) -> None:
     report = service.http.get("/admin/models/affine/sigma").json()
     manifest = service.registry.manifest("affine", "1")

@@ -12,8 +12,9 @@ from openai import OpenAI
 from openai.types import FileObject, Model
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
-from sqlalchemy import update
+from sqlalchemy import insert, update
 
+from app.api.v1 import MOST_FILES
 from app.db import files
 
 CSV = b"a,b,c,target\n1,2,3,0\n"
@@ -75,6 +76,16 @@ def test_a_download_that_nobody_reads_to_its_end_is_closed(service: Any, tmp_pat
             return
         time.sleep(0.01)
     raise AssertionError("it is open still")
+
+
+def test_so_many_files_come_at_once_and_the_client_asks_for_the_others(service: Any) -> None:
+    row = {"created_at": 1, "filename": "rows.npz", "purpose": "fine-tune", "bytes": 1, "digest": "0" * 64}
+    with service.registry.database.begin() as connection:
+        connection.execute(insert(files), [{"id": f"file-{number}", **row} for number in range(MOST_FILES + 5)])
+    for query in ({}, {"limit": 10_000}):
+        page = service.openai.files.list(**query)
+        assert (len(page.data), page.has_more) == (MOST_FILES, True)
+    assert [file.id for file in page] == [f"file-{number}" for number in reversed(range(MOST_FILES + 5))]
 
 
 def test_a_file_goes_when_its_time_is_over(service: Any) -> None:

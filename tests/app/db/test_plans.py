@@ -58,7 +58,9 @@ def asked(engine: Engine, job: str) -> dict[str, Any]:
         "files": lambda: uploads.list(limit=20),
         "files after one": lambda: uploads.list(limit=20, after="file-200"),
         "versions": lambda: registry.versions("a"),
-        "history": lambda: registry.history("a"),
+        "a page of versions": lambda: registry.describe("a", after=200, limit=20, newest_first=True),
+        "all versions": registry.everywhere,
+        "history": lambda: registry.history("a", after=20, limit=20),
     }
 
 
@@ -83,3 +85,11 @@ def test_no_list_reads_a_table_from_end_to_end_or_sorts_it(database: Engine) -> 
             # Along the primary key a scan ends with the page.
             scans = [step for step in plan if step.startswith("SCAN") and "USING" not in step and "LIMIT" not in statement]
             assert not scans, (name, statement, plan)
+
+
+def test_the_versions_of_all_models_are_one_statement(database: Engine) -> None:
+    statements: list[str] = []
+    event.listen(database, "before_cursor_execute", lambda *heard: statements.append(heard[2]))
+    registry = Registry(database, Blobs(Path(str(database.url.database)).parent / "blobs"))
+    assert registry.everywhere() == {name: {str(number): 1 for number in range(1, ROWS + 1)} for name in ("a", "b")}
+    assert [statement for statement in statements if statement.startswith("SELECT")] == statements[-1:]
