@@ -8,6 +8,7 @@ any order of summation; it does not cover Strassen-like products, which no BLAS 
 """
 
 import math
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from specnorm_core.roundoff import TINY, UNIT, Real, Stack, gamma, up
 
 DENSE = 96  # up to this size LAPACK's eigenvalues cost less than Lanczos
 BATCHED = 32  # up to this size numpy factorises a stack faster than one call per matrix does
+HUGE = 1024  # above this size a matrix is factorised in place, without a second one for the factor
 FIRST_MARGIN = 2.0**-33
 
 
@@ -37,6 +39,14 @@ class Ceiling:
         self.below = 0.0
         """How far a diagonal entry lies below 0, which only rounding brings about."""
         self.size = 1
+
+    def copy(self) -> "Ceiling":
+        """Return a ceiling that begins at what this one knows."""
+        return copy(self)
+
+    def join(self, other: "Ceiling") -> None:
+        """Take over what another one was lifted over."""
+        self.square, self.trace, self.below = max(self.square, other.square), max(self.trace, other.trace), max(self.below, other.below)
 
     def lift(self, G: Stack) -> bool:
         """Raise the square over ``G``, ``(count, n, n)``; False where ``crude`` is as good as anything that can be shown."""
@@ -76,28 +86,26 @@ def first_above(G: Stack, diagonal: Real, square: float) -> int | None:
     if n == 1:
         above = np.flatnonzero(~(diagonal[:, 0] <= square))
         return int(above[0]) if len(above) else None
-    if n <= BATCHED and len(G) > 1:
-        return None if batch_factorises(G, diagonal, square) else 0
-    return next((i for i in range(len(G)) if not factorises(G[i], diagonal[i], square)), None)
+    if n > HUGE:
+        return next((i for i in range(len(G)) if not runs_to_its_end(below(G[i], diagonal[i], square))), None)
+    step = len(G) if n <= BATCHED else 1
+    return next((i for i in range(0, len(G), step) if not factorise(below(G[i : i + step], diagonal[i : i + step], square))), None)
 
 
-def batch_factorises(G: Stack, diagonal: Real, square: float) -> bool:
-    """Say whether the Cholesky factorisation of every ``square I - G[i]`` runs to its end with finite numbers."""
+def below(G: Stack, diagonal: Real, square: float) -> Stack:
+    """Return ``square I - G``, of one matrix or of a stack."""
     B = -G
-    step = np.arange(G.shape[1])
-    B[:, step, step] = square - diagonal
+    step = np.arange(G.shape[-1])
+    B[..., step, step] = square - diagonal
+    return B
+
+
+def factorise(B: Stack) -> bool:
+    """Say whether the Cholesky factorisation of every ``B[i]`` runs to its end with finite numbers; other threads go on meanwhile."""
     try:
-        return bool(np.isfinite(np.linalg.cholesky(B)).all())
+        return bool(np.isfinite(np.einsum("inn->in", np.linalg.cholesky(B))).all())
     except np.linalg.LinAlgError:
         return False
-
-
-def factorises(G: NDArray[Any], diagonal: Real, square: float) -> bool:
-    """Say whether the Cholesky factorisation of ``square I - G`` runs to its end with finite numbers."""
-    B = -G
-    step = np.arange(len(G))
-    B[step, step] = square - diagonal
-    return runs_to_its_end(B)
 
 
 def runs_to_its_end(B: NDArray[Any]) -> bool:

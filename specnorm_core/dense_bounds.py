@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import blas
 
 from specnorm_core.ceiling import Ceiling
 from specnorm_core.deadline import NEVER, Deadline
@@ -24,6 +25,8 @@ CHUNKED = 2**22  # float32 matrices of more entries are never held in float64 as
 ENTRIES = 2**22  # of a slice of one
 BLOCKS = (1, 8, 64)
 """Into how many blocks of columns a matrix is cut, until the time is enough."""
+MIRRORED = 256
+"""Rows of a Gram matrix that are copied from its other half at once."""
 STEPS = {np.dtype(np.float32): 48, np.dtype(np.float64): 96}
 """Of Lanczos for an estimate, by the precision of its products."""
 
@@ -133,14 +136,20 @@ class Tall:
 
     def gram(self, columns: slice, deadline: Deadline, done: float, share: float) -> Real | None:
         """Return the Gram matrix of some columns, which is the ``share`` after ``done`` of the work; None where the time is not enough."""
-        G: Real | None = None
+        width = columns.stop - columns.start
+        G = np.zeros((width, width), order="F")
         rows = 0
         for part in self.slices(columns):
-            G = part.T @ part if G is None else np.add(G, part.T @ part, out=G)
+            upright = part.flags.f_contiguous
+            G = blas.dsyrk(1.0, part if upright else part.T, beta=1.0, c=G, trans=int(upright), overwrite_c=1)  # the upper half alone
             rows += len(part)
             if deadline.behind(done + share * rows / len(self.A)):
                 return None
-        return G
+        for first in range(0, width, MIRRORED):
+            block = slice(first, first + MIRRORED)
+            G[block, :first] = G[:first, block].T
+            G[block, block] = np.triu(G[block, block]) + np.triu(G[block, block], 1).T
+        return G.T
 
     def image(self, v: Real) -> Real:
         """Return ``A v`` in float64, scaled as the slices are."""

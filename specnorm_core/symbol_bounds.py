@@ -11,7 +11,10 @@ libm within 8 ulp).
 
 import itertools
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +24,8 @@ from specnorm_core.convolution import at
 from specnorm_core.deadline import NEVER, Deadline
 from specnorm_core.roundoff import TINY, UNIT, Real, Stack, gamma
 
-ENTRIES = 2**21  # complex numbers of the Gram matrices held at once
+PARTS = 4  # into which the frequencies are dealt, so that as many threads may take them and the bound is the same with any number
+ENTRIES = 2**19  # complex numbers of the Gram matrices that a thread holds at once
 MOST_LAGS = 2**24  # numbers that the lags may hold; beyond it each Gram matrix is a product of its own
 
 
@@ -40,16 +44,61 @@ def grid_upper(P: Real, grid: Sequence[int], crude: float, deadline: Deadline = 
     taps = math.prod(P.shape[3:])
     frequencies = shuffled(grid)
     lagged = Lags(P) if worth_lags(P, len(frequencies)) else Direct(P)
-    chunk = max(1, (ENTRIES if columns <= BATCHED else max(ENTRIES // 4, 8 * columns**2)) // (groups * columns**2))
+    chunk = max(1, (ENTRIES if columns <= BATCHED else max(ENTRIES // 4, 4 * columns**2)) // (groups * columns**2))
+    chunks = [frequencies[first : first + chunk] for first in range(0, len(frequencies), chunk)]
     ceiling = Ceiling(crude)
-    for first in range(0, len(frequencies), chunk):
-        if not ceiling.lift(lagged.gram(frequencies[first : first + chunk], grid)):
-            return crude
-        if deadline.behind((first + chunk) / len(frequencies)):
-            return None
+    reached = lifted(ceiling, chunks, lambda some: lagged.gram(some, grid), deadline)
+    if not reached:
+        return None if reached is None else crude
     spread = float(np.square(np.abs(P).reshape(groups, rows, columns, taps).sum(axis=3)).sum(axis=(1, 2)).max()) * (1 + gamma(P.size))
     slack = 2 * (gamma(rows * taps) + gamma(2 * lagged.terms) + 128 * len(grid) * UNIT) * spread + 16 * columns * P.size * TINY
     return ceiling.bound(slack)
+
+
+@dataclass
+class Part:
+    """Frequencies that one thread takes, how many of them are done, and whether it is no use to go on, or too late."""
+
+    ceiling: Ceiling
+    chunks: list[NDArray[np.intp]]
+    done: int = 0
+    useless: bool = False
+    late: bool = False
+
+
+def lifted(
+    ceiling: Ceiling, chunks: Sequence[NDArray[np.intp]], gram: Callable[[NDArray[np.intp]], Stack], deadline: Deadline
+) -> bool | None:
+    """Lift a ceiling over all frequencies, in several threads; False: nothing less than what is known can be shown, None: not in time."""
+    total, first = sum(map(len, chunks)), len(chunks[0])
+    if not ceiling.lift(gram(chunks[0])):
+        return False
+    if deadline.behind(first / total):
+        return None
+    parts = [Part(ceiling.copy(), list(chunks[1 + place :: PARTS])) for place in range(min(PARTS, len(chunks) - 1))]
+
+    def lift(part: Part) -> None:
+        """Lift the ceiling of a part, as long as all parts together may still be of use."""
+        for some in part.chunks:
+            part.useless = not part.ceiling.lift(gram(some))
+            part.done += len(some)
+            part.late = deadline.behind((first + sum(other.done for other in parts)) / total)
+            if any(other.late or other.useless for other in parts):
+                return
+
+    if parts:
+        with ThreadPoolExecutor(min(len(parts), cores())) as threads:
+            list(threads.map(lift, parts))
+    for part in parts:
+        ceiling.join(part.ceiling)
+    if any(part.useless for part in parts):
+        return False
+    return None if any(part.late for part in parts) else True
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worth_lags(P: Real, frequencies: int) -> bool:

@@ -319,6 +319,20 @@ def test_a_convolution_that_takes_too_long_gets_what_is_cheaper_which_is_looser_
     assert bool(why) == bool(looser)
 
 
+def test_no_frequency_is_left_out_and_the_bound_is_the_same_on_any_number_of_cores(monkeypatch):
+    monkeypatch.setattr(symbol_bounds, "ENTRIES", 1)
+    monkeypatch.setattr(convolution_bounds, "SMALL", 0)
+    for peak in range(25):
+        kernel = np.cos(2 * np.pi * peak / 48 * np.arange(16)).reshape(1, 1, 16)
+        found = set()
+        for cores in (1, 2, 5):
+            monkeypatch.setattr(symbol_bounds, "cores", lambda cores=cores: cores)
+            found.add(conv_sigma_upper(kernel, input_size=(48,), padding_mode="circular"))
+        exact = np.abs(np.fft.fft(kernel, 48)).max()
+        assert len(found) == 1
+        assert exact * (1 - 1e-12) <= found.pop() <= exact * (1 + 1e-6)
+
+
 def test_no_time_at_all_is_enough_for_a_bound_and_an_estimate():
     rng = np.random.default_rng(15)
     matrix, kernel = rng.standard_normal((40, 30)), rng.standard_normal((2, 2, 3))
@@ -360,6 +374,7 @@ def test_the_bounds_load_no_torch():
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
 def test_a_matrix_that_is_too_large_for_float64_has_the_bounds_of_one_that_is_not(monkeypatch, shape, scale):
     monkeypatch.setattr(dense_bounds, "ENTRIES", 64 * 200)
+    monkeypatch.setattr(dense_bounds, "MIRRORED", 64)
     A = (np.random.default_rng(0).standard_normal(shape) * scale).astype(np.float32)
     exact = np.linalg.svd(A.astype(np.float64), compute_uv=False)[0]
     whole = dense_bounds.sigma_upper(A), dense_bounds.sigma_estimate(A)
@@ -367,6 +382,7 @@ def test_a_matrix_that_is_too_large_for_float64_has_the_bounds_of_one_that_is_no
     upper, lower = dense_bounds.sigma_upper(A), dense_bounds.sigma_estimate(A)
     assert lower <= exact * (1 + 1e-12) <= upper * (1 + 1e-12)
     assert (upper, lower) == pytest.approx(whole, rel=1e-5)
+    assert upper <= exact * (1 + 1e-8)
     assert (
         dense_bounds.sigma_upper(np.zeros(shape, dtype=np.float32)) == dense_bounds.sigma_estimate(np.zeros(shape, dtype=np.float32)) == 0
     )
