@@ -1,4 +1,4 @@
-"""Settings: environment `SPECNORM_*`, a `.env` file, or the flags of the command line, in rising order of weight."""
+"""Settings: files of secrets, a `.env` file, the environment `SPECNORM_*`, or the flags of the command line, in rising order of weight."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,11 +6,21 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+SECRETS = Path("/run/secrets")
+"""Where Docker and Kubernetes put files of secrets: one named `specnorm_database_password` is that setting."""
+
 
 class Settings(BaseSettings):
     """Every setting with its default and meaning; read once, at the composition root."""
 
-    model_config = SettingsConfigDict(env_prefix="SPECNORM_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SPECNORM_",
+        env_file=".env",
+        env_ignore_empty=True,
+        secrets_dir=SECRETS if SECRETS.is_dir() else None,
+        extra="ignore",
+        frozen=True,
+    )
 
     workspace: Path = Field(default=Path("workspace"), description="Folder of the database and the stored files.")
     database_url: SecretStr | None = Field(
@@ -20,6 +30,9 @@ class Settings(BaseSettings):
     blobs_url: str | None = Field(
         default=None, description="Bucket of stored files instead of a folder: `s3://bucket/prefix`; needs the extra `s3`."
     )
+    database_password: SecretStr | None = Field(default=None, description="Password of the database, where its URL names none.")
+    s3_access_key_id: SecretStr | None = Field(default=None, description="Key of the bucket, instead of `AWS_ACCESS_KEY_ID`.")
+    s3_secret_access_key: SecretStr | None = Field(default=None, description="Its secret, instead of `AWS_SECRET_ACCESS_KEY`.")
     quota_bytes: int = Field(default=0, ge=0, description="Most bytes that stored files may take, past it 507; 0 = as the disk allows.")
     keep_versions: int = Field(
         default=0, ge=0, description="Versions of each model that are kept, the newest ones, beside those in use; 0 = all."
@@ -27,8 +40,9 @@ class Settings(BaseSettings):
     keep_days: float = Field(default=0.0, ge=0, description="Days after which a version that is not in use is removed; 0 = never.")
     tidy_seconds: float = Field(default=3600.0, gt=0, description="Time between removals of old versions and of unnamed stored files.")
     demo_bundle: Path | None = Field(
-        default=None, description="Folder of a bundle that `specnorm serve` publishes as `digits` in a workspace without models."
+        default=None, description="Folder of a bundle that `specnorm serve` publishes in a workspace without models."
     )
+    demo_name: str = Field(default="digits", description="The name of that model.")
     host: str = Field(default="127.0.0.1", description="Address to bind. Without keys it must be a loopback address.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to bind.")
     grpc_port: int | None = Field(

@@ -5,7 +5,8 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 DEMO = "digits"
+ALIVE_SECONDS = 1.0
 
 
 def serve(
@@ -43,7 +45,7 @@ def serve(
     check_bind(settings)
     listener = process.listen(settings)  # first: what cannot be served need not be trained
     if settings.demo_bundle and not registry(settings.workspace).models():
-        output.note(children.publish(settings.demo_bundle, DEMO, settings.workspace))
+        output.note(children.publish(settings.demo_bundle, settings.demo_name, settings.workspace))
     if demo and DEMO not in registry(settings.workspace).models():
         output.note(f"· training the demo model {DEMO}")
         children.train_model(data=DEMO, arch="mlp", gradient_mode="full", name=DEMO, workspace=settings.workspace)
@@ -63,7 +65,13 @@ def serve(
         asyncio.run(Processes(shared, started).run())
 
 
-def worker(workspace: Workspace = None) -> None:
+def worker(
+    workspace: Workspace = None,
+    *,
+    alive: Annotated[
+        Path | None, typer.Option(help="File to touch every second while this turns: what a container's health check reads.")
+    ] = None,
+) -> None:
     """Run the fine-tune jobs of a workspace, and serve nothing."""
     from app.main import work  # noqa: PLC0415 - loaded by those commands that need it
     from app.observability import configure_logging  # noqa: PLC0415
@@ -71,7 +79,7 @@ def worker(workspace: Workspace = None) -> None:
     settings = read_settings(workspace=workspace)
     configure_logging(settings.log_level, settings.log_format)
     output.note(f"Running the jobs of {settings.workspace}; Ctrl-C stops.")
-    asyncio.run(_until_stopped(work(settings)))
+    asyncio.run(_until_stopped(work(settings), _live(alive)))
 
 
 def doctor(workspace: Workspace = None, *, as_json: output.Json = False) -> None:
@@ -107,8 +115,14 @@ def _announce(settings: "Settings", port: int, *, training: float, start: float)
     sys.stdout.flush()
 
 
-async def _until_stopped(work: Any) -> None:
-    task = asyncio.ensure_future(work)
+async def _live(file: Path | None) -> None:
+    while file is not None:
+        file.touch()
+        await asyncio.sleep(ALIVE_SECONDS)
+
+
+async def _until_stopped(*work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.gather(*work)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:

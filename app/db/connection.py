@@ -24,12 +24,13 @@ SERVERS = {"postgresql+psycopg": postgres.engine, "postgresql": postgres.engine}
 SNAPSHOT: dict[str, dict[str, str]] = {"sqlite": {}, "postgresql": {"isolation_level": "REPEATABLE READ"}}  # SQLite's always are
 
 
-def connect(workspace: Path, url: str | None = None) -> Engine:
+def connect(workspace: Path, url: str | None = None, password: str | None = None) -> Engine:
     """Return an engine on the database of ``workspace``, made where there is none and brought up to this release.
 
     Args:
         workspace: the folder; the database is ``specnorm.db`` in it unless there is a URL.
         url: ``postgresql+psycopg://user:password@host:port/name``.
+        password: the one to use where the URL names none.
 
     Raises:
         CorruptError: the file is no database, or it is gone while stored files remain.
@@ -43,7 +44,7 @@ def connect(workspace: Path, url: str | None = None) -> Engine:
         raise UnavailableError(f"the workspace {workspace} cannot be written: {error.strerror}") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that open a new workspace at once would both make the file
-        engine, name = _embedded(workspace) if url is None else _server(url)
+        engine, name = _embedded(workspace) if url is None else _server(url, password)
         try:
             prepare(engine, name)
         except BaseException:
@@ -67,7 +68,7 @@ def _embedded(workspace: Path) -> tuple[Engine, str]:
     return sqlite.engine(path), str(path)
 
 
-def _server(url: str) -> tuple[Engine, str]:
+def _server(url: str, password: str | None) -> tuple[Engine, str]:
     try:
         parsed = make_url(url)
         make = SERVERS[parsed.drivername]
@@ -75,4 +76,6 @@ def _server(url: str) -> tuple[Engine, str]:
         raise InvalidRequestError(
             f"SPECNORM_DATABASE_URL must begin with one of: {', '.join(sorted(SERVERS))}; then ://user@host/name"
         ) from None
+    if parsed.password is None and password:
+        parsed = parsed.set(password=password)
     return make(parsed), f"{parsed.database} at {parsed.host or 'the local socket'}"

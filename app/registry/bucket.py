@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import BinaryIO, Final, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -15,6 +15,9 @@ from obstore.store import S3Store
 
 from app.errors import NotFoundError, UnavailableError
 from app.registry.store import CHUNK, Draft, check_digest, checked, compare
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
 
 FINAL: Final = "sha256"
 DRAFTS: Final = "tmp"
@@ -27,14 +30,22 @@ class Bucket:
 
     Bytes go up in parts under ``tmp``, so that memory stays flat, and are then copied to ``sha256/<hex>`` by the server,
     on the condition that nothing is there: no reader ever sees a part of them.
+
+    Args:
+        url: ``s3://bucket/prefix``.
+        key: instead of ``AWS_ACCESS_KEY_ID``.
+        secret: instead of ``AWS_SECRET_ACCESS_KEY``.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None, secret: str | None = None) -> None:
         plain = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", "")).startswith("http://")
+        keys: S3Config = {}
+        if key and secret:
+            keys = {"access_key_id": key, "secret_access_key": secret}
         with _named(url):
             self._store = S3Store.from_url(
                 url,
-                config={"copy_if_not_exists": "multipart"},
+                config={"copy_if_not_exists": "multipart", **keys},
                 client_options={"allow_http": plain, "timeout": timedelta(seconds=60)},
                 retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
             )
@@ -98,14 +109,18 @@ class Bucket:
             for found in obstore.list(self._store, prefix=FINAL):
                 yield from ((meta["path"].rpartition("/")[2], meta["size"]) for meta in found)
 
-    def tidy(self) -> None:
-        """Remove drafts that are a day old. A writer that is slower than that cannot copy his, and is told so."""
+    def idle(self) -> Iterator[str]:
+        """Yield the names of the drafts that are a day old."""
         limit = datetime.now(UTC) - IDLE
         with _named(DRAFTS):
             old = [meta["path"] for found in obstore.list(self._store, prefix=DRAFTS) for meta in found if meta["last_modified"] < limit]
-            for path in old:
-                with suppress(FileNotFoundError):
-                    obstore.delete(self._store, path)
+        yield from old
+
+    def tidy(self) -> None:
+        """Remove drafts that are a day old. A writer that is slower than that cannot copy his, and is told so."""
+        for path in self.idle():
+            with _named(DRAFTS), suppress(FileNotFoundError):
+                obstore.delete(self._store, path)
 
     def _copied(self, draft: Draft, final: str) -> bool:
         """Return whether ``final`` holds the bytes now; False where it went away meanwhile."""

@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -237,16 +238,18 @@ def test_serve_prints_a_line_that_works_as_pasted_and_ends_with_0_when_asked(wor
         assert process.wait(30) == 0
 
 
-def test_a_workspace_without_models_is_given_the_demo_bundle_once(tmp_path: Path, models: Any, run: Run) -> None:
+@pytest.mark.parametrize("name", ["digits", "wine"])
+def test_a_workspace_without_models_is_given_the_demo_bundle_once(tmp_path: Path, models: Any, run: Run, name: str) -> None:
     artifact = models.affine()
     bundle.write(tmp_path / "demo", artifact.manifest, {bundle.MODEL: artifact.model})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECNORM_DEMO_BUNDLE", str(tmp_path / "demo"))
+        patch.setenv("SPECNORM_DEMO_NAME", "" if name == "digits" else name)
         for _ in range(2):
             with serving(tmp_path / "ws") as (_, lines):
-                assert "Serving digits at" in lines[0]
+                assert f"Serving {name} at" in lines[0]
     listed = json.loads(run("models", "list", "--json", "--workspace", str(tmp_path / "ws")).stdout)
-    assert listed == [{"name": "digits", "live_version": "1", "versions": ["1"]}]
+    assert listed == [{"name": name, "live_version": "1", "versions": ["1"]}]
 
 
 def test_commands_talk_to_a_running_service(run: Run, workspace: Path, tmp_path: Path) -> None:
@@ -295,3 +298,18 @@ def test_the_example_is_one_row_that_the_signature_takes(models: Any) -> None:
     assert body["inputs"][0]["shape"] == [1, 64]
     assert body["inputs"][0]["data"][:8] == [0, 0, 5, 13, 9, 1, 0, 0]
     assert example.request(models.two_inputs().manifest) is None
+
+
+def test_a_worker_shows_in_a_file_that_it_turns_until_it_is_stopped(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    command = [*COMMAND, "worker", "--workspace", str(tmp_path / "w"), "--alive", str(alive)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        child.stderr.readline()
+        for _ in range(2):  # it is made anew where it is taken away
+            deadline = time.monotonic() + 30
+            while not alive.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            alive.unlink()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=30) == 0
