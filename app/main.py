@@ -35,6 +35,7 @@ from app.jobs.watch import Watch
 from app.link import Answer
 from app.observability import Metrics
 from app.registry.files import Files, expire
+from app.registry.once import forget
 from app.registry.registry import Registry
 from app.registry.retention import Retention
 from app.registry.workspace import open_registry
@@ -221,7 +222,7 @@ def _tasks(settings: Settings, registry: Registry, catalog: Catalog) -> Iterator
 
 
 async def _tidy(settings: Settings, registry: Registry, catalog: Catalog) -> None:
-    """Remove the versions that are kept no longer, and free what no row names, now and again and again."""
+    """Remove the versions, uploads and keys that are kept no longer, and free what no row names, now and again and again."""
     retention = Retention(settings.keep_versions, settings.keep_days * 24 * 3600.0)
     while True:
         try:
@@ -229,6 +230,7 @@ async def _tidy(settings: Settings, registry: Registry, catalog: Catalog) -> Non
                 log.info("%s version %s is kept no longer", model, version)
                 await catalog.forget(model, version)
             await asyncio.to_thread(expire, registry.database)
+            await asyncio.to_thread(forget, registry.database)
             await asyncio.to_thread(registry.blobs.sweep)
         except (SpecnormError, OSError) as error:
             log.error("tidying is held up: %s", error)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from app.cli import children, example, output
+from app.cli.place import existing
 from app.cli.workspace import Workspace, registry
 from app.cli.workspace import settings as read_settings
 from app.errors import SpecnormError
@@ -82,18 +83,37 @@ def worker(
     asyncio.run(_until_stopped(work(settings), _live(alive)))
 
 
-def doctor(workspace: Workspace = None, *, as_json: output.Json = False) -> None:
+def doctor(
+    workspace: Workspace = None,
+    *,
+    store: Annotated[bool, typer.Option("--store", help="Look through database and stored files too, beside the service or not.")] = False,
+    as_json: output.Json = False,
+) -> None:
     """Check what serving needs; exit code 1 if something is wrong."""
     settings = read_settings(workspace=workspace)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, check in CHECKS.items():
         try:
             rows.append({"check": name, "ok": True, "found": check(settings)})
         except (SpecnormError, OSError) as error:
             rows.append({"check": name, "ok": False, "found": str(error)})
-    output.show(rows, ["check", "ok", "found"], as_json=as_json)
+    if store:
+        rows += _stored(workspace)
+    output.show(rows, ["check", "ok", "found", "do"], as_json=as_json)
     if not all(row["ok"] for row in rows):
         raise typer.Exit(1)
+
+
+def _stored(workspace: Path | None) -> list[dict[str, Any]]:
+    """Return what is amiss in a workspace; what is left over from a crash and heals by itself is no failure."""
+    from app.registry.examination import examine  # noqa: PLC0415 - loaded by those commands that need it
+
+    try:
+        found = list(examine(registry(existing(workspace))))
+    except SpecnormError as error:
+        return [{"check": "store", "ok": False, "found": str(error), "do": None}]
+    rows = [{"check": "store", "ok": not one.problem, "found": one.what, "do": one.do} for one in found]
+    return rows or [{"check": "store", "ok": True, "found": "nothing is amiss", "do": None}]
 
 
 def register(root: typer.Typer) -> None:

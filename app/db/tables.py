@@ -119,7 +119,6 @@ jobs = Table(
     Column("finished_at", Integer),
     Column("state", String(20), nullable=False),
     Column("paused", Boolean, nullable=False, default=False),
-    Column("cancel", Boolean, nullable=False, default=False),
     Column("request", JSON, nullable=False),
     Column("model", String(64), nullable=False),
     Column("parent", String(128), nullable=False),
@@ -199,5 +198,5 @@ idempotency = Table(
     Column("fingerprint", String(64), nullable=False),
     Column("resource", String(64), nullable=False),
     Column("answer", JSON(none_as_null=True)),
-    Column("at", Integer),
+    Column("at", Integer, index=True),
 )

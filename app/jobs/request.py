@@ -94,7 +94,12 @@ class JobRequest(Checked):
         default="never", description="Whether the new version goes live if it does no worse on the validation file than the live one."
     )
     dry_run: bool = Field(default=False, description="Judge the request and the data, and estimate steps and time; train nothing.")
-    priority: int = Field(default=0, ge=-100, le=100, description="Of the jobs that wait, the one with the highest priority is next.")
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Each step goes before 100 jobs that were made earlier: the highest is next, and none waits for ever.",
+    )
     max_seconds: float | None = Field(
         default=None, gt=0, le=1e7, description="Fail the job once it was worked at for so long, all attempts together."
     )

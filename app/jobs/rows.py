@@ -57,3 +57,14 @@ def fail(connection: Connection, row: Row[Any], code: str, message: str, *, para
     """End a job as failed, with the reason in its error and as its last event."""
     move(connection, row, Event.FAIL, error={"code": code, "message": message, "param": param})
     append(connection, row.id, f"The job failed ({code}): {message}", level="error")
+
+
+def lost(row: Row[Any], why: str) -> str:
+    """Say why no further attempt is made."""
+    told = f"{row.losses + 1} workers were lost, the last one at {reached(row)}: {why}"
+    return f"{told}. It is not tried again; the service's log has what they wrote"
+
+
+def reached(row: Row[Any]) -> str:
+    """Say how far a job got."""
+    return "no step yet" if row.step is None else f"step {row.step} of {row.steps}"

@@ -20,6 +20,9 @@ from app.registry.paging import Page, page
 from app.registry.registry import OPEN_STATES
 from export.bundle import ARCHITECTURE, CHECKPOINT, parse
 
+HEAD_START = 100
+"""Jobs made earlier that one goes before, for each step that its priority is higher."""
+
 CLAIMABLE = (State.VALIDATING.value, State.QUEUED.value)
 
 
@@ -170,10 +173,17 @@ class Jobs:
     def claim(self, owner: str) -> Claim | None:
         """Take the job that waits and comes first, or return None; one guarded statement, so two claimants never get the same.
 
-        The higher priority comes first, and of two with the same the older.
+        The higher priority comes first, and of two with the same the older. A step of priority is a start of
+        :data:`HEAD_START` jobs, so however many urgent ones come, none waits for ever behind them.
         """
         free = _free()
-        first = select(jobs.c.number).where(*free).order_by(jobs.c.priority.desc(), jobs.c.number).limit(1).scalar_subquery()
+        first = (
+            select(jobs.c.number)
+            .where(*free)
+            .order_by(jobs.c.number - HEAD_START * jobs.c.priority, jobs.c.number)
+            .limit(1)
+            .scalar_subquery()
+        )
         statement = (
             update(jobs)
             .where(jobs.c.number == first, *free)
@@ -214,7 +224,7 @@ class Jobs:
             if row is None or heartbeat not in {None, row.heartbeat}:
                 return None
             if row.losses + 1 >= max_attempts:
-                rows.fail(connection, row, "lost", _lost(row, why))
+                rows.fail(connection, row, "lost", rows.lost(row, why))
                 return State.FAILED
             rows.append(connection, claim.job, f"The job goes back to the queue: {why}.", level="warn")
             return rows.move(connection, row, Event.RELEASE, losses=row.losses + 1)
@@ -224,7 +234,7 @@ class Jobs:
         with self.database.begin() as connection:
             row = connection.execute(owned(claim).with_for_update()).first()
             if row is not None:
-                rows.fail(connection, row, code, f"{message}; it got to {_reached(row)}", param=param)
+                rows.fail(connection, row, code, f"{message}; it got to {rows.reached(row)}", param=param)
 
     def _hold(self, job: str, event: Event, message: str) -> dict[str, Any]:
         with self.database.begin() as connection:
@@ -265,16 +275,6 @@ class Jobs:
 def owned(claim: Claim) -> Select[Any]:
     """Select the row of a job, if the claim on it still holds."""
     return select(jobs).where(jobs.c.id == claim.job, jobs.c.attempt == claim.token, jobs.c.owner.is_not(None))
-
-
-def _lost(row: Row[Any], why: str) -> str:
-    """Say why no further attempt is made."""
-    told = f"{row.losses + 1} workers were lost, the last one at {_reached(row)}: {why}"
-    return f"{told}. It is not tried again; the service's log has what they wrote"
-
-
-def _reached(row: Row[Any]) -> str:
-    return "no step yet" if row.step is None else f"step {row.step} of {row.steps}"
 
 
 def _free() -> tuple[ColumnElement[bool], ...]:

@@ -88,10 +88,19 @@ class Blobs:
             for entry in entries:
                 yield entry.name, entry.stat().st_size
 
+    def idle(self) -> Iterator[str]:
+        """Yield the names of the drafts that nobody writes any more."""
+        for path in self._draft.iterdir():
+            with _unwritten(path) as idle:
+                if idle:
+                    yield path.name
+
     def tidy(self) -> None:
         """Remove drafts that nobody writes any more."""
         for path in self._draft.iterdir():
-            _remove_if_idle(path)
+            with _unwritten(path) as idle:
+                if idle:
+                    path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -137,10 +146,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _remove_if_idle(path: Path) -> None:
+@contextmanager
+def _unwritten(path: Path) -> Iterator[bool]:
+    """Tell whether nobody writes a draft, and keep it so meanwhile."""
     try:
         with path.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
+            yield True
     except (BlockingIOError, FileNotFoundError):
-        return
+        yield False

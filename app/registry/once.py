@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select
+from sqlalchemy import Connection, Engine, Row, delete, insert, select
 
 from app.db import idempotency
 from app.errors import ConflictError, InvalidRequestError
 
 Answer = dict[str, Any]
+KEPT_SECONDS = 24 * 3600.0
+"""How long a key is known, at the least: whoever sends a request again does so within minutes."""
 
 
 def once(connection: Connection, scope: str, key: str | None, request: Any, make: Callable[[], str]) -> str:
@@ -53,6 +55,12 @@ def recall(connection: Connection, scope: str, key: str | None, request: Any) ->
     """Return the answer that :func:`answered` gave under this key, or None."""
     known = None if key is None else _known(connection, scope, key, request)
     return None if known is None else dict(known.answer)
+
+
+def forget(database: Engine, *, older_than: float = KEPT_SECONDS) -> int:
+    """Forget the keys that were first used so many seconds ago, and return how many; sent again, they make another thing."""
+    with database.begin() as connection:
+        return connection.execute(delete(idempotency).where(idempotency.c.at <= int(time.time() - older_than))).rowcount
 
 
 def _known(connection: Connection, scope: str, key: str, request: Any) -> Row[Any] | None:

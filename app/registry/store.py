@@ -55,6 +55,10 @@ class Store(Protocol):
         """Yield the digest and the size of everything visible."""
         ...
 
+    def idle(self) -> Iterator[str]:
+        """Yield the names of the drafts that nobody writes any more."""
+        ...
+
     def tidy(self) -> None:
         """Remove drafts that nobody writes any more."""
         ...

@@ -7,6 +7,7 @@ from sqlalchemy import update
 
 from app.db import files
 from app.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
+from app.jobs import store
 from app.jobs.attempt import Attempt, FencedError
 from app.jobs.machine import IllegalTransitionError, State
 from app.jobs.store import Claim, Jobs
@@ -230,6 +231,17 @@ def test_the_job_with_the_highest_priority_is_next_and_of_two_the_older(workspac
     made = [workspace.create(priority=priority)["id"] for priority in (0, 5, -1, 5)]
     claims = [workspace.jobs.claim("me").job for _ in made]
     assert claims == [made[1], made[3], made[0], made[2]]
+
+
+def test_a_job_of_low_priority_is_not_left_behind_by_urgent_ones_that_keep_coming(workspace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "HEAD_START", 5)
+    low = workspace.create(priority=0)["id"]
+    claimed = []
+    while low not in claimed:
+        workspace.create(priority=1)
+        claimed.append(workspace.jobs.claim("me").job)
+        assert len(claimed) <= 5
+    assert len(claimed) == 5
 
 
 def test_the_seconds_that_a_job_was_worked_at_add_up_over_its_attempts(workspace: Any) -> None:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from app.db import idempotency
 from app.errors import ConflictError, InvalidRequestError
 from app.registry.files import Files
+from app.registry.once import KEPT_SECONDS, forget
 from app.registry.registry import Registry
 
 SENDERS = 50
@@ -79,3 +82,15 @@ def test_a_promotion_that_fails_leaves_its_key_free(published: Registry) -> None
     with pytest.raises(Exception, match="no version"):
         published.promote("digits", "9", why="", who="anna", key="k")
     assert published.promote("digits", "1", why="", who="anna", key="k") is None
+
+
+def test_a_key_is_forgotten_after_a_day_and_not_before(published: Registry) -> None:
+    published.promote("digits", "1", why="", who="anna", key="k")
+    published.promote("digits", "2", why="", who="anna", key="l")
+    with published.database.begin() as connection:
+        old = idempotency.c.at - int(KEPT_SECONDS)
+        connection.execute(update(idempotency).where(idempotency.c.key == "k").values(at=old))
+        connection.execute(update(idempotency).where(idempotency.c.key == "l").values(at=old + 60))
+    assert forget(published.database) == 1
+    assert published.promote("digits", "2", why="", who="anna", key="l") == "1"
+    assert published.promote("digits", "1", why="", who="anna", key="k") == "2"

@@ -1,5 +1,7 @@
 """Aliases, what the store of bytes holds, and answers under idempotency keys. Not released yet: it takes this release's changes."""
 
+import time
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -30,6 +32,9 @@ def upgrade() -> None:
     )
     op.add_column("idempotency", sa.Column("answer", sa.JSON(none_as_null=True)))
     op.add_column("idempotency", sa.Column("at", sa.Integer()))
+    op.execute(sa.text("UPDATE idempotency SET at = :now").bindparams(now=int(time.time())))  # known for one more day
+    op.create_index("ix_idempotency_at", "idempotency", ["at"])
+    _cancel()
     op.add_column("jobs", sa.Column("priority", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("spent", sa.Float(), nullable=False, server_default="0"))
     op.add_column("files", sa.Column("expires_at", sa.Integer()))
@@ -39,6 +44,15 @@ def upgrade() -> None:
     op.create_index("history_by_model", "history", ["model", "number"])
     op.create_index("checkpoints_by_digest", "job_checkpoints", ["digest"])
     op.execute("UPDATE schema_version SET version = 2")  # so that a release before the revisions refuses it
+
+
+def _cancel() -> None:
+    """End the jobs whose workers were asked to cancel them, which is immediate now, and drop the column that asked."""
+    jobs = sa.table("jobs", *(sa.column(name) for name in ("cancel", "state", "paused", "owner", "estimated_finish", "finished_at")))
+    asked = sa.and_(jobs.c.cancel == sa.true(), jobs.c.state.in_(("validating_files", "queued", "running")))
+    ended = {"state": "cancelled", "paused": sa.false(), "owner": None, "estimated_finish": None, "finished_at": int(time.time())}
+    op.execute(sa.update(jobs).where(asked).values(ended))
+    op.drop_column("jobs", "cancel")
 
 
 def _add_admissions() -> None:
