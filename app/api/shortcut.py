@@ -5,10 +5,11 @@ alive, a Content-Length within the limit, no transfer or content encoding, no ``
 Any other goes the ordinary way, which gives the same answer.
 """
 
+import logging
 import re
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Final, NamedTuple
 
@@ -20,14 +21,18 @@ from app.api.errors import response_of
 from app.api.guard import NOSNIFF
 from app.errors import SpecnormError
 from app.inference.catalog import Catalog
-from app.observability import new_request_id
+from app.inference.served import Served
+from app.observability import new_request_id, request_id, trace_id, trace_of
 from app.security import Access, authorise
 from app.settings import Settings
+
+log = logging.getLogger("app.api")
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
 JSON: Final = b"content-type: application/json\r\n"
 NOSNIFF_LINE: Final = b"%s: %s\r\n\r\n" % NOSNIFF
+LAST_LINES: Final = b"\r\n" + NOSNIFF_LINE
 
 _BEGINS: Final = b"POST /v2/models/"
 _PATH: Final = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer")
@@ -37,6 +42,7 @@ _UNIQUE: Final = frozenset({b"x-request-id", b"traceparent"})
 _LARGEST_HEAD: Final = 4096
 _MOST_HEADS: Final = 1024
 _MOST_MESSAGES: Final = 4096
+_MOST_STARTS: Final = 4096
 _JUDGED_AFRESH: Final = 0.05  # seconds after which a change of the keys takes effect here
 
 
@@ -55,29 +61,28 @@ class Head(NamedTuple):
 class Message(NamedTuple):
     """A head, where the body begins behind it and ends, and of the head what each request needs.
 
-    ``plain``: neither an id of the caller's nor compression is asked for.
+    ``plain``: neither an id of the caller's nor compression is asked for. ``served``: the version that answers it.
     """
 
     head: Head
     begin: int
     end: int
-    model: str
-    version: str | None
     json_bytes: int | None
     plain: bool
+    served: Served
 
 
 class Shortcut:
     """What the connections of one service share.
 
     Attributes:
-        at_hand: gives a version that is loaded.
+        debug: whether every request is logged.
         seconds: how long a body may take.
         headers: those of every answer, see :meth:`renew`.
         lines: the same as text.
-        answer: a format of bytes for a plain answer: its length, its number, its body.
-        numbers: of the requests whose id is made here.
+        identities: ids for the requests that bring none.
         messages: what is known of messages, by their whole heads; until the loop's time is ``fresh_until``.
+        starts: of plain answers, by the length of their body, up to the id.
 
     Args:
         catalog: what is served.
@@ -87,7 +92,8 @@ class Shortcut:
     """
 
     def __init__(self, catalog: Catalog, settings: Settings, access: Access | None, answers: Counter[tuple[str, int]]) -> None:
-        self.at_hand = catalog.at_hand
+        self._catalog = catalog
+        catalog.on_swap = self._forget
         self._settings = settings
         self._access = access
         self.answers = answers
@@ -95,9 +101,9 @@ class Shortcut:
         self.messages: dict[bytes, Message] = {}
         self.headers: list[tuple[bytes, bytes]] = []
         self.lines = b""
-        self.answer = b""
-        self._series = uuid.uuid4().hex[:16].encode()  # what the ids of this service's requests begin with
-        self.numbers = count(1)  # and what they end with
+        self.starts: dict[int, bytes] = {}
+        self.identities = _identities(uuid.uuid4().hex[:16].encode())
+        self.debug = False
         self._keys: object = None
         self.fresh_until = 0.0
         self.seconds = settings.request_timeout
@@ -126,8 +132,11 @@ class Shortcut:
         size = int(length.group(1))
         if head is None or size > head.limit:
             return None
-        message = Message(head, end, end + size, head.model, head.version, head.how.json_bytes, not (head.how.accepted or head.request_id))
-        if key in self._heads:
+        served = self._catalog.at_hand(head.model, head.version)
+        if served is None:
+            return None
+        message = Message(head, end, end + size, head.how.json_bytes, not (head.how.accepted or head.request_id), served)
+        if key in self._heads and self._catalog.is_live(served):
             if len(self.messages) >= _MOST_MESSAGES:
                 self.messages.clear()
             self.messages[data[:end]] = message
@@ -137,14 +146,19 @@ class Shortcut:
         """Take in the headers that uvicorn gives all answers; it makes a new list every second."""
         self.headers = headers
         self.lines = b"".join(b"%s: %s\r\n" % header for header in headers)
-        self.answer = b"%s%s%scontent-length: %%d\r\nx-request-id: %s%%016x\r\n%s%%s" % tuple(
-            part.replace(b"%", b"%%") for part in (STATUS_LINE[200], self.lines, JSON, self._series, NOSNIFF_LINE)
-        )
+        self.starts.clear()
+
+    def start(self, size: int) -> bytes:
+        """Return what a plain answer with a body of ``size`` bytes begins with, up to its id."""
+        text = b"%s%s%scontent-length: %d\r\nx-request-id: " % (STATUS_LINE[200], self.lines, JSON, size)
+        if len(self.starts) < _MOST_STARTS:
+            self.starts[size] = text
+        return text
 
     def identity(self, head: Head) -> bytes:
         """Return the id of a request: the caller's where it is fit to be echoed."""
         given = head.request_id and new_request_id(head.request_id.decode("latin-1")).encode()
-        return given or b"%s%016x" % (self._series, next(self.numbers))
+        return given or next(self.identities)
 
     def refused(self, error: Exception, head: Head) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes]:
         """Return status, headers and body of the answer to a request that ended in ``error``."""
@@ -154,11 +168,16 @@ class Shortcut:
     def _refresh(self, now: float) -> None:
         """Forget what was judged by other keys than those of now."""
         self.fresh_until = now + _JUDGED_AFRESH
+        self.debug = log.isEnabledFor(logging.DEBUG)
         keys = self._access.keys.current() if self._access and self._access.keys else None
         if keys is not self._keys:
             self._heads.clear()
             self.messages.clear()
             self._keys = keys
+
+    def _forget(self) -> None:
+        """Forget which versions answer what."""
+        self.messages.clear()
 
     def _parse(self, key: bytes, text: bytes) -> Head | None:
         """Return a head that is allowed here, and keep it where it is likely to come again."""
@@ -221,8 +240,27 @@ class _Raw:
         self.complete = True
 
 
+def _identities(series: bytes) -> Iterator[bytes]:
+    """Give ids of 32 digits that begin with ``series``, which is this service's own, and go on with a number.
+
+    Most of a number is that of the one before: only its end is put behind it, from a table.
+    """
+    ends = [b"%02x" % end for end in range(256)]
+    for block in count():
+        begin = b"%s%014x" % (series, block)
+        for end in ends:
+            yield begin + end
+
+
 def lines(json_bytes: int | None) -> bytes:
     """Return the lines of an answer's head that its framing says."""
     if json_bytes is None:
         return JSON
     return b"content-type: application/octet-stream\r\n%s: %d\r\n" % (HEADER_LENGTH, json_bytes)
+
+
+def tell(head: Head, identity: str, status: int, seconds: float) -> None:
+    """Write the one line of a request."""
+    request_id.set(identity)
+    trace_id.set(trace_of(head.headers))
+    log.debug("%s %d after %.1f ms", head.path, status, 1e3 * seconds)

@@ -17,9 +17,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.api.body import compress
-from app.api.shortcut import NOSNIFF_LINE, Head, Message, Shortcut, lines
+from app.api.shortcut import LAST_LINES, NOSNIFF_LINE, Head, Message, Shortcut, lines, tell
 from app.inference.served import Asked, Served
-from app.observability import request_id, trace_id, trace_of
 
 _OK: Final = ("POST", 200)
 
@@ -34,6 +33,11 @@ def protocol(shortcut: Shortcut) -> Any:
 class Wire(HttpToolsProtocol):
     """One connection."""
 
+    __slots__ = (  # beside the dict of uvicorn's class, for speed alone
+        "_asked", "_begun", "_body", "_closing", "_direct", "_end", "_idle_alarm", "_idle_since",
+        "_late", "_later", "_message", "_served", "_shortcut", "_task", "_within",
+    )  # fmt: skip
+
     def __init__(
         self,
         shortcut: Shortcut,
@@ -45,6 +49,8 @@ class Wire(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._shortcut = shortcut
         self._within = False  # uvicorn's parser is in the middle of a message
+        self._end = 0  # of the last head that was known
+        self._direct = False  # the last message went by the short cut, and nothing is held, awaited or full
         self._message: Message | None = None  # the one that is on its way by the short cut
         self._body = bytearray()
         self._served: Served | None = None  # whom it will be asked once all of it is there
@@ -71,31 +77,39 @@ class Wire(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sent: decide which way a message goes, or feed on the one that is under way."""
-        if self._message is not None or self._later:
-            self._hold(data)
-            return
-        message, now = None, 0.0
-        if not self._within and (self.cycle is None or self.cycle.response_complete):
-            shortcut = self._shortcut
-            now = self._begun = self.loop.time()
-            end = data.find(b"\r\n\r\n") + 4
-            message = (shortcut.messages.get(data[:end]) if now < shortcut.fresh_until else None) or shortcut.message(data, end, now)
-        served = None if message is None else self._shortcut.at_hand(message.model, message.version)
-        if message is None or served is None:
-            super().data_received(data)
-        elif self.flow.write_paused:
-            self._hold(data)
-        else:
-            if self.timeout_keep_alive_task is not None:
-                self._unset_keepalive_if_required()
-            self._message = message
-            if len(data) != message.end:
-                self._begin(message, served, data)
+        if not self._direct:
+            if self._message is not None or self._later:
+                self._hold(data)
                 return
-            try:  # as in _ask, without a call: this is what nearly all requests are
-                self._asked = served.ask(self.loop, now, self, data, begin=message.begin, json_bytes=message.json_bytes)
-            except Exception as error:
-                self.refuse(error)
+            if self._within or not (self.cycle is None or self.cycle.response_complete):
+                super().data_received(data)
+                return
+        shortcut, loop = self._shortcut, self.loop
+        now = self._begun = loop.time()
+        # Where it begins like a message that is known, no other end of its head need be looked for.
+        message = shortcut.messages.get(data[: self._end]) if now < shortcut.fresh_until else None
+        if message is None:
+            self._end = data.find(b"\r\n\r\n") + 4
+            message = shortcut.message(data, self._end, now)
+        if message is None:
+            self._direct = False
+            super().data_received(data)
+            return
+        if not self._direct:
+            if self.flow.write_paused:
+                self._hold(data)
+                return
+            self._unset_keepalive_if_required()
+        self._direct = False
+        self._message = message
+        _, begin, end, json_bytes, _, served = message
+        if len(data) != end:
+            self._begin(message, data)
+            return
+        try:  # as in _ask, without a call: this is what nearly all requests are
+            self._asked = served.ask(loop, now, self, data, begin=begin, json_bytes=json_bytes)
+        except Exception as error:
+            self.refuse(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything: the client has gone."""
@@ -109,6 +123,11 @@ class Wire(HttpToolsProtocol):
         self._message = None
         self._later.clear()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Answer no more until the client has read what there is."""
+        super().pause_writing()
+        self._direct = False
 
     def resume_writing(self) -> None:
         """Go on with what was held back while the client read nothing."""
@@ -125,13 +144,13 @@ class Wire(HttpToolsProtocol):
 
     # The short cut.
 
-    def _begin(self, message: Message, served: Served, data: bytes) -> None:
+    def _begin(self, message: Message, data: bytes) -> None:
         """Ask with the first message of ``data``, or wait for the rest of it."""
         if len(data) > message.end:
             self._hold(data[message.end :])
-            self._ask(served, message, data[: message.end], message.begin)
+            self._ask(message.served, message, data[: message.end], message.begin)
         else:
-            self._served = served
+            self._served = message.served
             self._body += memoryview(data)[message.begin :]
             self._late = self.loop.call_later(self._shortcut.seconds, self._give_up)
 
@@ -170,7 +189,7 @@ class Wire(HttpToolsProtocol):
         """Write an answer, from the batcher."""
         shortcut, state, message = self._shortcut, self.server_state, self._message
         try:
-            if message is None or not message.plain or json_bytes is not None or self._closing or log.isEnabledFor(logging.DEBUG):
+            if message is None or not message.plain or json_bytes is not None or self._closing or shortcut.debug:
                 self._answer_in_full(body, json_bytes)
             else:
                 if shortcut.headers is not state.default_headers:
@@ -178,8 +197,13 @@ class Wire(HttpToolsProtocol):
                 self._message = self._asked = None  # as in _send, without a call
                 state.total_requests += 1
                 shortcut.answers[_OK] += 1
-                self.transport.write(shortcut.answer % (len(body), next(shortcut.numbers), body))
-                self._rest()
+                start = shortcut.starts.get(len(body)) or shortcut.start(len(body))
+                self._direct = not self._later
+                self.transport.write(b"".join((start, next(shortcut.identities), LAST_LINES, body)))  # may call pause_writing
+                if self._later or self._idle_alarm is None:
+                    self._rest()
+                else:
+                    self._idle_since = self.loop.time()
         except Exception:  # must not reach the others that shared the run
             log.exception("an answer could not be written")
             self.transport.abort()
@@ -223,7 +247,7 @@ class Wire(HttpToolsProtocol):
         """Write an answer of any kind."""
         own = self._shortcut.identity(head)
         if log.isEnabledFor(logging.DEBUG):
-            self._log(head, own.decode(), status)
+            Context().run(tell, head, own.decode(), status, self.loop.time() - self._begun)  # the loop's may be another request's
         close = b"connection: close\r\n" if self._closing and b"connection: close" not in more else b""
         if self._shortcut.headers is not self.server_state.default_headers:
             self._shortcut.renew(self.server_state.default_headers)
@@ -249,19 +273,10 @@ class Wire(HttpToolsProtocol):
         if self._later:
             self.loop.call_soon(self._go_on)
         else:
+            self._direct = not self.flow.write_paused
             self._idle_since = self.loop.time()
             if self._idle_alarm is None:
                 self._idle_alarm = self.loop.call_later(self.timeout_keep_alive, self._ring)
-
-    def _log(self, head: Head, identity: str, status: int) -> None:
-        """Write the one line of a request, in a context of its own: the loop's may be another request's."""
-
-        def line() -> None:
-            request_id.set(identity)
-            trace_id.set(trace_of(head.headers))
-            log.debug("%s %d after %.1f ms", head.path, status, 1e3 * (self.loop.time() - self._begun))
-
-        Context().run(line)
 
     def _go_on(self) -> None:
         """Read what was held back."""

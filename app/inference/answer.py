@@ -79,10 +79,11 @@ class Writer:
         rows: list[bytes] | None = None
         texts = self._texts(joined)
         if texts is not None:
-            around = self._around(outside, tuple([text.shape for text in texts]))
             if len(texts) == 1:
+                around = self._around(outside, (texts[0].shape,))
                 rows = [around % row for row in texts[0].rows]
             else:
+                around = self._around(outside, tuple([text.shape for text in texts]))
                 rows = [around % row for row in zip(*[text.rows for text in texts], strict=True)]
         joined.rows[outside] = rows
         joined.write_ns += time.perf_counter_ns() - begun

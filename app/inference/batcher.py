@@ -119,11 +119,11 @@ class Batcher:
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run one batch; the next one gets its own turn of the loop, so that the sockets are read in between."""
         self._flushing = False
-        batch = self._take(loop.time())
+        taken, rows = self._take(loop.time())
         begun = time.perf_counter_ns()
-        batch, inputs = self._ready(batch)
+        batch, inputs = self._ready(taken)
         if batch:
-            if self._session.quick(sum([waiting.rows for waiting in batch])):
+            if self._session.quick(rows):
                 self._settle(self._execute(batch, inputs, begun))
             else:
                 self._start(loop, batch, inputs, begun)
@@ -154,21 +154,26 @@ class Batcher:
                 good.append(waiting)
         return good, None
 
-    def _take(self, now: float) -> list[Waiting]:
-        """Remove the next batch from the queue: requests of like shape, up to the limit of rows, none that is late."""
-        queue, batch, rows = self._queue, list[Waiting](), 0
+    def _take(self, now: float) -> tuple[list[Waiting], int]:
+        """Remove the next batch from the queue: requests of like shape, up to the limit of rows, none that is late; and its rows."""
+        queue, most, rows, key = self._queue, self._max_batch_rows, 0, None
+        batch: list[Waiting] = []
         while queue:
             first = queue[0]
             if first.gone or first.deadline <= now:
                 _expire(first)
-            elif batch and (rows + first.rows > self._max_batch_rows or first.key != batch[0].key):
+                self._rows -= first.rows
+            elif key is None:
+                batch.append(first)
+                rows, key = first.rows, first.key
+            elif rows + first.rows > most or first.key != key:
                 break
             else:
                 batch.append(first)
                 rows += first.rows
             queue.popleft()
-            self._rows -= first.rows
-        return batch
+        self._rows -= rows
+        return batch, rows
 
     def _start(self, loop: asyncio.AbstractEventLoop, batch: list[Waiting], inputs: Inputs | None, begun: int) -> None:
         """Run ``batch`` on the thread; its deadlines need a clock, since the queue does not move meanwhile."""
@@ -220,7 +225,7 @@ class Batcher:
         try:
             return [(batch, self._run(batch, inputs, rows, begun, stop))]
         except Exception as error:
-            if len(batch) == 1:
+            if len(batch) == 1 or (stop is not None and stop.called):  # what was ended on purpose is not run again
                 return [(batch, error)]
         runs: list[Run] = []
         at = 0
@@ -231,8 +236,8 @@ class Batcher:
         return runs
 
     def _run(self, batch: Sequence[Waiting], inputs: Inputs | None, rows: int, begun: int, stop: Stop | None) -> Joined:
-        own = [waiting.inputs for waiting in batch if waiting.inputs is not None]
         if inputs is None:
+            own = [waiting.inputs for waiting in batch if waiting.inputs is not None]
             inputs = own[0] if len(own) == 1 else {name: np.concatenate([one[name] for one in own]) for name in own[0]}
         ready = time.perf_counter_ns()
         outputs = self._session.run(inputs, stop)
@@ -246,18 +251,19 @@ class Batcher:
     def _settle(self, runs: Sequence[Run]) -> None:
         """Give everyone what is theirs."""
         for batch, joined in runs:
+            if isinstance(joined, BaseException):
+                for waiting in batch:
+                    if not waiting.gone:
+                        waiting.fail(joined)
+                continue
             at = count = since = 0
             for waiting in batch:
                 end = at + waiting.rows
-                if waiting.gone:  # late, or its caller has gone
-                    pass
-                elif isinstance(joined, BaseException):
-                    waiting.fail(joined)
-                elif waiting.take(joined, at, end):
+                if not waiting.gone and waiting.take(joined, at, end):  # else late, or its caller has gone
                     count += 1
                     since += waiting.since_ns
                 at = end
-            if count and isinstance(joined, Joined):
+            if count:
                 queue = count * joined.begun_ns - since
                 self._statistics.shared(count, decode=joined.read_ns, queue=queue, run=joined.run_ns, encode=joined.write_ns)
 

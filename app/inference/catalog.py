@@ -4,12 +4,13 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from app.errors import ConflictError, CorruptError, SpecnormError, UnavailableError
 from app.inference.aliases import Aliases
+from app.inference.loads import Key, Loads
 from app.inference.served import Response, Served
 from app.inference.source import Source, State
 from app.inference.statistics import Statistics
@@ -18,29 +19,30 @@ from app.settings import Settings
 
 __all__ = ["Artifact", "Catalog", "Response", "Served", "Source", "State"]
 
-Key = tuple[str, str]
-
 _DRAIN_POLL: Final = 0.01
 
 log = logging.getLogger(__name__)
 
 
 class Catalog:
-    """Hands out versions. All methods but the constructor run on one event loop."""
+    """Hands out versions. All methods but the constructor run on one event loop.
+
+    Attributes:
+        on_swap: called where another version of a model goes live, or none any more.
+    """
 
     def __init__(self, source: Source, settings: Settings) -> None:
         self._source = source
         self._settings = settings
         self._live: dict[str, Served] = {}
         self._others: OrderedDict[Key, Served] = OrderedDict()
-        self._failures: dict[Key, str] = {}
-        self._loads: dict[Key, asyncio.Task[Served]] = {}
+        self._loads = Loads(source, settings, self._loaded_one)
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._statistics: dict[Key, Statistics] = {}
         self._wanted: set[str] = set()
         self._unloaded: set[str] = set()
         self._behind: dict[str, str] = {}
         self._started = False
+        self.on_swap: Callable[[], None] = lambda: None
         self.aliases = Aliases(source.aliases, self._obtain)
 
     @property
@@ -84,7 +86,7 @@ class Catalog:
         """Return, by model, why the version that answers is not the one that was promoted."""
         told: dict[str, str] = {}
         for model, version in self._behind.items():
-            reason = self._failures.get((model, version), "it is being loaded").rstrip(".")
+            reason = self._loads.failures.get((model, version), "it is being loaded").rstrip(".")
             told[model] = f"version {version} is live and cannot be served: {reason}; version {self.live_version(model)} is in its place"
         return told
 
@@ -96,7 +98,7 @@ class Catalog:
             CorruptError: it cannot be served.
             UnavailableError: the device that the settings demand is not had.
         """
-        self._failures.pop((model, version), None)
+        self._loads.failures.pop((model, version), None)
         await self._obtain(model, version)
 
     async def go_live(self, model: str, version: str) -> None:
@@ -105,7 +107,7 @@ class Catalog:
         Promotions of one model take effect in the order of these calls. Raises what :meth:`prepare` raises.
         """
         async with self._turns[model]:
-            self._failures.pop((model, version), None)
+            self._loads.failures.pop((model, version), None)
             self._swap(await self._obtain(model, version))
 
     async def reload(self, model: str) -> None:
@@ -115,16 +117,16 @@ class Catalog:
             if version is None:
                 await asyncio.to_thread(self._source.versions, model)  # an unknown model is another error
                 raise UnavailableError(f"No version of the model {model!r} is live: promote one.")
-            self._failures.pop((model, version), None)
+            self._loads.failures.pop((model, version), None)
             with self._falling_behind(model, version):
-                self._swap(await self._load(model, version))
+                self._swap(await self._loads.load(model, version))
 
     async def catch_up(self, model: str) -> None:
         """Make the promoted version live, loaded if it is not yet; like :meth:`go_live`, but of what is promoted by now."""
         async with self._turns[model]:
             version = await asyncio.to_thread(self._source.live, model)
             if version is not None and (self.live_version(model) != version or model in self._behind):
-                self._failures.pop((model, version), None)
+                self._loads.failures.pop((model, version), None)
                 with self._falling_behind(model, version):
                     self._swap(await self._obtain(model, version))
 
@@ -139,6 +141,7 @@ class Catalog:
             self._unloaded.add(model)
             self._wanted.discard(model)
             self._live.pop(model, None)
+            self.on_swap()
             self._behind.pop(model, None)
             for key in [key for key in self._others if key[0] == model]:
                 del self._others[key]
@@ -154,13 +157,11 @@ class Catalog:
         Raises:
             ConflictError: it is live.
         """
-        loading = self._loads.get((model, version))
-        if loading is not None:
-            await asyncio.wait([loading])
+        await self._loads.finished(model, version)
         if self.live_version(model) == version:
             raise ConflictError(f"Version {version} of {model!r} is live: promote another one first.")
-        for held in (self._others, self._failures, self._statistics):
-            held.pop((model, version), None)
+        self._others.pop((model, version), None)
+        self._loads.forget(model, version)
 
     def live_version(self, model: str) -> str | None:
         """Return the version that answers by default, None where none is loaded."""
@@ -170,6 +171,10 @@ class Catalog:
     def devices(self) -> dict[str, str]:
         """Return the device of every live version."""
         return {model: served.device for model, served in self._live.items()}
+
+    def is_live(self, served: Served) -> bool:
+        """Return whether ``served`` is what answers for its model by default."""
+        return self._live.get(served.name) is served
 
     def at_hand(self, model: str, version: str | None = None) -> Served | None:
         """Return what :meth:`get` gives where that needs no waiting, otherwise None."""
@@ -214,8 +219,9 @@ class Catalog:
 
     def statistics(self) -> dict[Key, tuple[Statistics, str | None]]:
         """Return the statistics of every version that was ever loaded, with its device where it still is."""
-        loaded = {key: self._loaded(*key) for key in self._statistics}
-        return {key: (self._statistics[key], served.device if served else None) for key, served in loaded.items()}
+        statistics = self._loads.statistics
+        loaded = {key: self._loaded(*key) for key in statistics}
+        return {key: (statistics[key], served.device if served else None) for key, served in loaded.items()}
 
     async def close(self) -> None:
         """Wait until every request has its answer, as long as the settings grant."""
@@ -230,18 +236,18 @@ class Catalog:
         version = await asyncio.to_thread(self._source.live, model)
         if version is None:
             raise UnavailableError(f"No version of the model {model!r} is live: promote one.")
-        reason = self._failures.get((model, version), "it is being loaded")
+        reason = self._loads.failures.get((model, version), "it is being loaded")
         raise UnavailableError(f"The live version {version} of {model!r} cannot be served: {reason}")
 
     def _state(self, model: str, version: str) -> State:
         key = (model, version)
         if self._loaded(*key):
             return State(model, version, "READY")
-        if key in self._loads:
+        if self._loads.under_way(model, version):
             return State(model, version, "LOADING")
         if model in self._unloaded:
             return State(model, version, "UNAVAILABLE", "unloaded")
-        return State(model, version, "UNAVAILABLE", self._failures.get(key, "not loaded; the first request to this version loads it"))
+        return State(model, version, "UNAVAILABLE", self._loads.failures.get(key, "not loaded; the first request to this version loads it"))
 
     def _loaded(self, model: str, version: str) -> Served | None:
         live = self._live.get(model)
@@ -260,6 +266,7 @@ class Catalog:
     def _swap(self, served: Served) -> None:
         before = self._live.get(served.name)
         self._live[served.name] = served
+        self.on_swap()
         self._behind.pop(served.name, None)
         self._wanted.add(served.name)
         self._unloaded.discard(served.name)
@@ -277,32 +284,8 @@ class Catalog:
     async def _obtain(self, model: str, version: str) -> Served:
         if (model, version) in self._others:
             self._others.move_to_end((model, version))
-        return self._loaded(model, version) or await self._load(model, version)
+        return self._loaded(model, version) or await self._loads.load(model, version)
 
-    async def _load(self, model: str, version: str) -> Served:
-        """Load a version once, however many ask; the load goes on when one that asked is cancelled."""
-        key = (model, version)
-        if key in self._failures:
-            raise CorruptError(self._failures[key])
-        task = self._loads.get(key)
-        if task is None:
-            task = self._loads[key] = asyncio.create_task(asyncio.to_thread(self._build, model, version))
-            task.add_done_callback(lambda done: self._settle(key, done))
-        return await asyncio.shield(task)
-
-    def _settle(self, key: Key, done: asyncio.Task[Served]) -> None:
-        self._loads.pop(key, None)
-        if done.cancelled():
-            return
-        error = done.exception()
-        if error is None:
-            self._statistics[key] = done.result().statistics
-            if key[0] not in self._unloaded:
-                self._keep(done.result())
-        elif isinstance(error, CorruptError | UnavailableError):
-            self._failures[key] = str(error)
-
-    def _build(self, model: str, version: str) -> Served:
-        artifact = self._source.artifact(model, version)
-        statistics = self._statistics.get((model, version)) or Statistics(model_bytes=len(artifact.model))
-        return Served(model, version, artifact, self._settings, statistics)
+    def _loaded_one(self, served: Served) -> None:
+        if served.name not in self._unloaded:
+            self._keep(served)

@@ -4,10 +4,10 @@ A request is JSON, or JSON followed by the raw bytes of its tensors; the caller 
 there is one.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
 import orjson
 
 from app.errors import InvalidRequestError
@@ -37,8 +37,11 @@ class Codec:
         self._reader = Reader(manifest, max_rows=max_rows)
         self._only = first
         self._forms = None if others or first.datatype != "FP32" else Forms()
-        self._low, self._high = manifest.input.minimum, manifest.input.maximum
-        self._bounded = (self._low, self._high) != (None, None)
+        least, most = manifest.input.minimum, manifest.input.maximum
+        self._bounded = (least, most) != (None, None)
+        # All that is finite, at most.
+        self._low = -sys.float_info.max if least is None else max(least, -sys.float_info.max)
+        self._high = sys.float_info.max if most is None else min(most, sys.float_info.max)
         self._certified = manifest.lipschitz.bound is not None
         writer = Writer(model, version, manifest)
         self.read = self._reader.read
@@ -94,10 +97,9 @@ class Codec:
 
     def _within(self, flat: Array) -> bool:
         """Return whether all are finite and in the range; two extremes find everything, NaN too, which is either."""
-        least, most = flat[flat.argmin()], flat[flat.argmax()]
-        return bool(
-            -np.inf < least and most < np.inf and (self._low is None or least >= self._low) and (self._high is None or most <= self._high)
-        )
+        least: float = flat.item(flat.argmin())
+        most: float = flat.item(flat.argmax())
+        return self._low <= least and most <= self._high
 
     def _learn(self, body: bytes, json_bytes: int | None, request: Request) -> None:
         """Keep what a request that was read in full has in common with the next ones."""

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from app.errors import CorruptError, InvalidRequestError, UnavailableError
+from app.inference.bound import Bindings
 from app.inference.tensors import DTYPES, Array, Shape
 from app.settings import Settings
 from export.bundle import InputDomain, Manifest, Tensor
@@ -86,6 +87,7 @@ class Session:
         if self._bits and any(tensor.datatype == "BYTES" for tensor in (*signature.inputs, *signature.outputs)):
             raise CorruptError("A model of both strings and BF16 is not served.")
         self._run = self._run_on_bits if self._bits else self._session.run
+        self._bindings = Bindings(self._session, self.device, signature)
         self._fixed, self._per_row = self._measure(signature.inputs, manifest.input)
 
     def run(self, inputs: Mapping[str, Array], stop: Stop | None = None) -> dict[str, Array]:
@@ -93,13 +95,22 @@ class Session:
 
         Args:
             inputs: arrays by name.
-            stop: a way to end the run early from another thread.
+            stop: a way to end the run early from another thread. Without one, all runs are made by one thread.
 
         Raises:
             InvalidRequestError: the graph cannot be run on these inputs.
         """
+        bound = self._bindings.find(inputs) if stop is None else None
+        if bound is not None:
+            try:
+                return bound.run(inputs)
+            except RuntimeError:  # of any kind; a run of the ordinary kind says which
+                pass
         try:
-            return dict(zip(self._names, self._run(self._names, inputs, stop and stop.options), strict=True))
+            outputs = dict(zip(self._names, self._run(self._names, inputs, stop and stop.options), strict=True))
+            if stop is None:
+                self._bindings.bind(inputs, outputs)
+            return outputs
         except Exception as error:
             if not type(error).__module__.startswith("onnxruntime"):  # its classes share no base of their own
                 raise

@@ -30,22 +30,20 @@ class Waiting(ABC):
         key: what requests of one run have to have in common.
         deadline: on the loop's clock.
         since_ns: when it came.
-        told: whether it was told what came of it, or is not to be.
     """
 
-    __slots__ = ("deadline", "inputs", "key", "rows", "since_ns", "told")
+    __slots__ = ("deadline", "inputs", "key", "rows", "since_ns")
 
     inputs: Inputs | None
     rows: int
     key: Key
     deadline: float
     since_ns: int
-    told: bool
 
     @property
+    @abstractmethod
     def gone(self) -> bool:
-        """Whether nobody waits any more."""
-        return self.told
+        """Whether nobody waits any more: it was told what came of it, or its caller has gone."""
 
     @abstractmethod
     def take(self, joined: Joined, begin: int, end: int) -> bool:

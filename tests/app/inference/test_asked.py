@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import InvalidRequestError, UnavailableError
+from app.errors import InvalidRequestError, QueueFullError, UnavailableError
 from app.inference.served import Asked, Served
 from app.inference.statistics import Statistics
 from app.settings import Settings
@@ -102,3 +102,27 @@ async def test_one_that_is_late_is_told_so_once(served: Served) -> None:
     (told,) = callers[0].told
     assert isinstance(told, UnavailableError)
     assert served.statistics.inference_count == 0
+
+
+async def test_one_that_is_dropped_frees_its_place_and_ends_a_run_that_nobody_waits_for(
+    models: Any, settings_with: Callable[..., Settings]
+) -> None:
+    served = Served("loop", "1", models.loop(), settings_with(queue_rows=1), Statistics(model_bytes=0))
+    loop = asyncio.get_running_loop()
+    callers = [Caller() for _ in range(3)]
+
+    def turns(count: int) -> bytes:
+        return json.dumps({"inputs": [{"name": "input", "shape": [1, 1], "datatype": "INT64", "data": [count]}]}).encode()
+
+    endless = served.ask(loop, loop.time(), callers[0], turns(2**60))
+    await asyncio.sleep(0.01)
+    behind = served.ask(loop, loop.time(), callers[1], turns(1))
+    with pytest.raises(QueueFullError):
+        served.ask(loop, loop.time(), callers[2], turns(1))
+    behind.drop()
+    assert served.waiting == 0
+    served.ask(loop, loop.time(), callers[2], turns(1))
+    endless.drop()
+    while not callers[2].told:
+        await asyncio.sleep(0.001)
+    assert (callers[0].told, callers[1].told, callers[2].told[0]["outputs"][0]["data"]) == ([], [], [1])

@@ -7,8 +7,9 @@ import pytest
 
 from app.errors import InvalidRequestError, QueueFullError, UnavailableError
 from app.inference.batcher import Batcher
-from app.inference.session import Session
+from app.inference.session import Session, Stop
 from app.inference.statistics import Statistics
+from app.inference.waiting import Awaited
 from app.settings import Settings
 
 FOREVER = 2**60
@@ -158,3 +159,25 @@ async def test_a_caller_that_has_gone_frees_its_place_in_the_queue(models: Any, 
             await gone
     endless.cancel()
     await asyncio.gather(endless, return_exceptions=True)
+
+
+async def test_a_batch_that_was_ended_on_purpose_is_not_run_again(
+    models: Any, batcher: Callable[..., Batcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = batcher(models.affine())
+    runs = 0
+    run = own._session.run
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return run(*arguments)
+
+    monkeypatch.setattr(own._session, "run", counted)  # the real run, counted
+    stop = Stop()
+    stop()
+    loop = asyncio.get_running_loop()
+    batch = [Awaited({"input": rows(number)}, 1, loop.time() + 30, loop.create_future()) for number in range(3)]
+    ((ended, error),) = own._execute(batch, None, 0, stop)
+    assert (list(ended), runs) == (batch, 1)
+    assert isinstance(error, InvalidRequestError)
