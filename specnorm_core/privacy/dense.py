@@ -70,19 +70,16 @@ class Dense:
             take(trained["bias"], slice(None), torch.from_numpy(weights).to(self.g) @ self.g)
         if "weight" not in trained:
             return
-        own = weights * self.scale
-        g = (self.g * torch.from_numpy(own).to(self.g)[:, None]).T
-        slices = list(blocks(self.layer.weight.shape))
-        scratch = self.g.new_empty(slices[0].stop, self.x.shape[1])
-        column, row = None, None
+        own, g, x = weights * self.scale, self.g, self.x
         if self.lam is not None and isinstance(self.layer, SpectralLinear):
+            # One row more on both sides is the rank-one term: a pass over the result less than to add it.
             u, v = self.layer.pair
-            column, row = u.mul(-float(own @ self.lam))[:, None], v[None]
+            own, g, x = np.append(own, -(own @ self.lam)), torch.cat([g, u[None]]), torch.cat([x, v[None]])
+        g = (g * torch.from_numpy(own).to(g)[:, None]).T
+        slices = list(blocks(self.layer.weight.shape))
+        scratch = g.new_empty(slices[0].stop, x.shape[1])
         for part in slices:
-            total = torch.mm(g[part], self.x, out=scratch[: part.stop - part.start])
-            if column is not None and row is not None:
-                total.addmm_(column[part], row)
-            take(trained["weight"], part, total)
+            take(trained["weight"], part, torch.mm(g[part], x, out=scratch[: part.stop - part.start]))
 
 
 def dense(layer: nn.Module, x: Tensor, g: Tensor, y: Tensor) -> Dense | None:

@@ -1,7 +1,7 @@
 """Gaussian noise and Poisson sampling, from the system's cryptographic source or from a seed.
 
 Floating-point noise has holes from which the sum under it can be read off (Mironov 2012). So noise and sum meet on a grid that the data do
-not touch: the noise is drawn in float64, from 128 bits per pair, and rounded to it, each point standing for some 2^32 values of the draw;
+not touch: the noise is drawn in float64, from 64 bits or more, and rounded to it, each point standing for 2^33 values of the draw or more;
 the sum is rounded to it by itself. Points add up exactly, so what is released is the rounding of a continuous draw around the rounded sum:
 the guarantee of Gaussian noise, for a sum that one row moves by ``sqrt(entries)`` spacings more, which the clipping leaves room for.
 """
@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from specnorm_core.privacy.strips import Draws
+
 FloatsT = TypeVar("FloatsT", Tensor, NDArray[Any])
 
-CHUNK = 3 * 2**13
+CHUNK = 2**14
 """Values drawn at a time: what stays in a cache."""
 
 GRID = 2.0**-20
@@ -61,25 +63,19 @@ class Secure(Source):
         return np.frombuffer(ssl.RAND_bytes(8 * count), dtype=np.uint64)
 
     def fill(self, values: Tensor, deviation: float) -> None:
-        """Draw by Box and Muller, whose tails reach 9.4 deviations, on the grid."""
-        step = spacing(deviation)
-        for part in values.split(CHUNK):
-            pairs = (len(part) + 1) // 2
-            radius, angle = (self.words(pairs).view(np.int64).astype(np.float64) for _ in range(2))
-            # -2 log |word / 2^63|, as minus the logarithm of the square; PyTorch is quicker at some functions, NumPy at others.
-            radius *= radius
-            radius += 0.25  # the word 0 has no logarithm
-            radius *= 2.0**-126
-            torch.from_numpy(radius).log_()
-            radius *= -(deviation**2)
-            np.sqrt(radius, out=radius)
-            angle *= math.pi * 2.0**-63
-            sine = torch.from_numpy(angle).sin().numpy()
-            torch.from_numpy(angle).cos_()
-            angle *= radius
-            sine *= radius
-            part[:pairs].copy_(torch.from_numpy(to_grid(angle, step)))
-            part[pairs:].copy_(torch.from_numpy(to_grid(sine, step)[: len(part) - pairs]))
+        """Draw on the grid."""
+        step, into = spacing(deviation), values.numpy()
+        draws = Draws(self.words, deviation / step, min(CHUNK, len(into)))
+        missing = [np.empty(0, dtype=np.intp)]
+        for at in range(0, len(into), CHUNK):
+            part = into[at : at + CHUNK]
+            drawn, places = draws.common(len(part))
+            np.rint(drawn, out=drawn)
+            drawn *= step
+            part[:] = drawn
+            missing.append(places + at)
+        places = np.concatenate(missing)
+        into[places] = np.rint(draws.rare(len(places))) * step
 
 
 class Seeded(Source):
