@@ -28,9 +28,9 @@ from app.jobs.attempt import Attempt
 from app.jobs.request import parse
 from app.jobs.store import Jobs
 from app.registry.blobs import Blobs
+from app.registry.examination import examine
 from app.registry.files import Files
 from app.registry.registry import Registry
-from app.registry.shelf import Shelf
 from app.registry.workspace import open_registry
 from app.settings import Settings
 from app.worker.__main__ import conclude
@@ -218,10 +218,12 @@ class Machine:
         return process.process.wait(timeout=GUARD), process.written
 
     def examined(self) -> None:
-        """The store is whole: every file of every version is there with its sha256, nothing else is kept, nothing half written is left."""
+        """The store is whole: every row has its bytes, every pointer its target, nothing else is kept, nothing half written is left."""
         assert not list((self.folder / "blobs" / "tmp").iterdir())
         engine = connect(self.folder, self.url)
-        Shelf(engine, Blobs(self.folder / "blobs")).sweep(older_than=0)
+        registry = Registry(engine, Blobs(self.folder / "blobs"))
+        registry.blobs.sweep(older_than=0)
+        assert list(examine(registry)) == []
         engine.dispose()
         status, written = self.run("app.cli", "models", "verify", "--json")
         assert status == 0, written

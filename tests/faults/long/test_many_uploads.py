@@ -59,3 +59,4 @@ def test_memory_stays_flat_under_fifty_large_uploads_and_downloads(machine: Any)
     print(f"peak of {peak(service.pid) >> 20} MB, {grown >> 20} MB more than before {UPLOADS} uploads and downloads of {SIZE >> 20} MB")
     assert grown < UPLOADS * EACH
     service.stop()
+    machine.examined()
