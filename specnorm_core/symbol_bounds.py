@@ -120,14 +120,15 @@ class Lags:
             -1, len(extent)
         )
         self.terms = 2 * len(self.lags)
-        R = np.zeros((len(self.lags), self.groups, self.columns, self.columns))
+        self.even, self.odd = (np.empty((len(self.lags), self.groups * self.columns**2)) for _ in range(2))
         blocks = {j: np.ascontiguousarray(P[at(j)]) for j in places}
         for number, k in enumerate(self.lags):
+            R = np.zeros((self.groups, self.columns, self.columns))
             for j in places:
                 other = tuple(int(a + b) for a, b in zip(j, k, strict=True))
                 if other in blocks:
-                    R[number] += blocks[j].swapaxes(1, 2) @ blocks[other]
-        self.even, self.odd = (R + R.swapaxes(2, 3)).reshape(len(R), -1), (R - R.swapaxes(2, 3)).reshape(len(R), -1)
+                    R += blocks[j].swapaxes(1, 2) @ blocks[other]
+            self.even[number], self.odd[number] = (R + R.swapaxes(1, 2)).ravel(), (R - R.swapaxes(1, 2)).ravel()
         self.even[0] /= 2  # the lag 0 is its own opposite
 
     def gram(self, frequencies: NDArray[np.intp], grid: Sequence[int]) -> Stack:

@@ -44,6 +44,8 @@ POWER = 32
 """Of the power mean that takes the place of the largest eigenvalue, which has no slope where two meet."""
 MOST = 2560
 """Most variables and outputs of a form: beyond, its matrices may take more memory than the file is worth."""
+LEAST = 1e-150
+"""What a largest eigenvalue must exceed for its inverse to be of use."""
 INSIDE = 2.0**-24
 """How far the guess that gives the product stays inside the cone, relatively."""
 
@@ -165,7 +167,8 @@ def greedy(form: Form) -> Real:
         here, C = form.places[number], form.maps[number]
         X = linalg.solve_triangular(factor, C[:, : here.start].T, lower=True, check_finite=False)
         A = X.T @ X
-        t[here] = value = 1 / max(float(linalg.eigvalsh(A, subset_by_index=[len(A) - 1] * 2)[0]), 1e-300)
+        largest = float(linalg.eigvalsh(A, subset_by_index=[len(A) - 1] * 2)[0])
+        t[here] = value = 1 / largest if largest > LEAST else 1.0  # of what never moves, any will do
         grown = np.zeros((here.stop, here.stop))
         grown[: here.start, : here.start] = factor
         grown[here, : here.start] = -value * X.T
@@ -229,7 +232,7 @@ def prove(form: Form, t: Real) -> Certificate | None:
     """Return the certificate that the multipliers ``t`` give, proved for some ``Q`` just above ``C M^-1 C'``; None where it cannot be."""
     try:
         factor = linalg.cho_factor(form.matrix(t), lower=True, overwrite_a=True)
-    except linalg.LinAlgError:
+    except (linalg.LinAlgError, ValueError):
         return None
     Q = form.last @ linalg.cho_solve(factor, form.last.T)
     Q = (Q + Q.T) / 2

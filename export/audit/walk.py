@@ -75,6 +75,7 @@ def certified(
     weights = {tensor.name: constants.constant(tensor.name, to_array(tensor)) for tensor in graph.initializer}
     if not isinstance(model, onnx.ModelProto):
         del graph.initializer[:]  # nobody else's, and the arrays are copies
+        graph = released(graph)
     inputs = [value for value in graph.input if value.name not in weights]
     unknown = sorted({*(input_shapes or {}), *(box or {})} - {value.name for value in inputs})
     if unknown:
@@ -153,6 +154,13 @@ def opened(model: bytes | Path | onnx.ModelProto) -> tuple[onnx.GraphProto, int,
         raise AuditError(f"the model keeps {outside[0]!r} in another file; store it with its weights inside")
     versions = [opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
     return model.graph, int(versions[0]) if versions else 1, {entry.key: entry.value for entry in model.metadata_props}
+
+
+def released(graph: onnx.GraphProto) -> onnx.GraphProto:
+    """Return a copy of what is left of a graph: the memory of what was deleted is given back with that of its whole file."""
+    left = onnx.GraphProto()
+    left.CopyFrom(graph)
+    return left
 
 
 def started(inputs: Iterable[onnx.ValueInfoProto], overridden: Mapping[str, Sequence[int]], box: Box) -> dict[str, Value]:

@@ -309,3 +309,11 @@ def test_the_form_holds_only_what_an_output_needs():
     certificates = certified(found)[1]
     assert certificates["y"].multipliers.shape == (4 + 5,)
     assert certificates["z"].multipliers.shape == (4 + 6,)
+
+
+@pytest.mark.parametrize("op", ["Max", "Min"])
+def test_what_never_moves_behind_the_input_hinders_no_certificate(op):
+    found = model(f"m = {op}(x, x)\ny = Abs(m)", y="float[N,4] y")
+    report = audit(found, chain=True)
+    assert 1.0 <= report.lipschitz["y"].bound <= 1.0 + 1e-3
+    assert norm(jacobians(found, 4)[0]) == pytest.approx(1.0, rel=1e-3)
