@@ -37,8 +37,23 @@ def router(files: Files, jobs: Jobs, registry: Registry) -> APIRouter:
     return routes
 
 
+async def _one_file(request: Request) -> None:
+    """Refuse a form with more in it than is taken, or with a file that has no name."""
+    form = await request.form()
+    unknown = sorted(set(form) - {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"})
+    if unknown:
+        raise InvalidRequestError(
+            f"unknown field {unknown[0][:80]!r}: an upload takes file, purpose and expires_after", param=unknown[0][:80]
+        )
+    given = form.getlist("file")
+    if len(given) > 1:
+        raise InvalidRequestError("an upload is one file; send the others by themselves", param="file")
+    if any(isinstance(one, str) for one in given):
+        raise InvalidRequestError("file must be an upload with a file name, not a text", param="file")
+
+
 def _add_files(routes: APIRouter, files: Files) -> None:
-    @routes.post("/files", tags=["files"])
+    @routes.post("/files", tags=["files"], dependencies=[Depends(_one_file)])
     def create_file(
         file: Annotated[UploadFile, File(description="A data set: .jsonl, .csv, .npz or .parquet.")],
         purpose: Annotated[str, Form(description="fine-tune")],

@@ -19,9 +19,9 @@ _BASE = re.compile(rf"({NAME.pattern})(?::([1-9][0-9]{{0,8}}))?")
 
 
 class Checked(BaseModel):
-    """A value from a client: immutable, finite, and strict about unknown keys."""
+    """A value from a client: immutable, finite, and strict: no unknown keys, no text or truth where a number belongs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 CheckedT = TypeVar("CheckedT", bound=Checked)
@@ -141,7 +141,7 @@ def parse(body: Any) -> JobRequest:
     fields = dict(_mapping(body, "the body"))
     places: dict[str, Mapping[str, Any]] = {
         CANONICAL: _of_method(fields.pop("method", None)),
-        "hyperparameters": _mapping(fields.pop("hyperparameters", None) or {}, "hyperparameters"),
+        "hyperparameters": _mapping(fields.pop("hyperparameters", None), "hyperparameters"),
         "the top level": {name: fields.pop(name) for name in ("gradient_mode", "seed") if name in fields},
     }
     if fields.pop("integrations", None):
@@ -182,18 +182,19 @@ def _judge_privacy(request: JobRequest, privacy: Privacy, *, seeded: bool) -> No
 
 
 def _of_method(method: Any) -> Mapping[str, Any]:
-    if method is None:
-        return {}
     fields = _mapping(method, "method")
     if fields.get("type", "supervised") != "supervised" or fields.keys() - {"type", "supervised"}:
         raise InvalidRequestError("method.type must be 'supervised'", param="method.type")
-    supervised = _mapping(fields.get("supervised") or {}, "method.supervised")
+    supervised = _mapping(fields.get("supervised"), "method.supervised")
     if supervised.keys() - {"hyperparameters"}:
         raise InvalidRequestError("method.supervised has the one field hyperparameters", param="method.supervised")
-    return _mapping(supervised.get("hyperparameters") or {}, CANONICAL)
+    return _mapping(supervised.get("hyperparameters"), CANONICAL)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """Return an object of JSON; null and an empty list, as PHP writes it, are ones without fields, but for the whole body."""
+    if value in (None, []) and where != "the body":
+        return {}
     if not isinstance(value, dict):
         raise InvalidRequestError(f"{where} must be a JSON object", param=None if where == "the body" else where)
     return value

@@ -1,11 +1,13 @@
 """OpenAI's stock client against the real service over a real socket, its answers held to its own types without leniency."""
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import OpenAI
@@ -68,7 +70,11 @@ def test_a_download_that_nobody_reads_to_its_end_is_closed(service: Any, tmp_pat
         links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
         return sum(link.is_symlink() and draft.digest in str(link.readlink()) for link in links)
 
-    with service.http.stream("GET", f"/v1/files/{made.id}/content") as answer:
+    little = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)])  # not all of it under way at once
+    with (
+        httpx.Client(base_url=service.http.base_url, transport=little) as reader,
+        reader.stream("GET", f"/v1/files/{made.id}/content") as answer,
+    ):
         assert len(next(answer.iter_raw())) < len(content)
         assert opened() == 1
     for _ in range(1000):
@@ -86,6 +92,21 @@ def test_so_many_files_come_at_once_and_the_client_asks_for_the_others(service: 
         page = service.openai.files.list(**query)
         assert (len(page.data), page.has_more) == (MOST_FILES, True)
     assert [file.id for file in page] == [f"file-{number}" for number in reversed(range(MOST_FILES + 5))]
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [
+        ([("file", ("a.csv", CSV)), ("file", ("b.csv", CSV))], "one file"),
+        ([("file", ("a.csv", CSV)), ("url", (None, b"http://elsewhere"))], "unknown field 'url'"),
+        ([("file", (None, b"a text"))], "with a file name"),
+    ],
+)
+def test_a_form_with_more_in_it_than_one_named_file_is_refused(service: Any, form: Any, sentence: str) -> None:
+    refused = service.http.post("/v1/files", data={"purpose": "fine-tune"}, files=form)
+    assert refused.status_code == 400
+    assert sentence in refused.json()["error"]["message"]
+    assert not list(service.openai.files.list())
 
 
 def test_a_file_goes_when_its_time_is_over(service: Any) -> None:
