@@ -27,11 +27,15 @@ _DISCARDED: Final = 4  # a body so many times over its limit is read to its end,
 
 
 class Framing(NamedTuple):
-    """What the headers say about the body and the answer. The content type says nothing: stock clients send any or none."""
+    """What the headers say about the body and the answer. The content type says nothing: stock clients send any or none.
+
+    ``size`` is what they say of the size of the body; 0 where it is told piece by piece.
+    """
 
     json_bytes: int | None = None
     encoding: bytes = b"identity"
     accepted: bytes = b""
+    size: int = 0
 
 
 def framing(headers: Iterable[tuple[bytes, bytes]]) -> Framing:
@@ -42,7 +46,7 @@ def framing(headers: Iterable[tuple[bytes, bytes]]) -> Framing:
         UnsupportedMediaError: the body is encoded in a way that is not understood.
     """
     json_bytes: int | None = None
-    encoding, accepted = b"identity", b""
+    encoding, accepted, size = b"identity", b"", 0
     for name, value in headers:
         if name == HEADER_LENGTH:
             if json_bytes is not None or not value.isdigit() or len(value) > 12:
@@ -52,9 +56,11 @@ def framing(headers: Iterable[tuple[bytes, bytes]]) -> Framing:
             encoding = value.strip().lower() or b"identity"
         elif name == b"accept-encoding":
             accepted = value
+        elif name == b"content-length":
+            size = int(value) if value.isdigit() else 0  # the parser of HTTP has refused what is none
     if encoding != b"identity" and encoding not in ENCODINGS:
         raise UnsupportedMediaError(f"expected Content-Encoding to be gzip or deflate, got {encoding.decode('latin-1')[:64]!r}")
-    return Framing(json_bytes, encoding, accepted)
+    return Framing(json_bytes, encoding, accepted, size)
 
 
 async def read(receive: Receive, how: Framing, *, limit: int, seconds: float) -> bytes:
@@ -72,6 +78,8 @@ async def read(receive: Receive, how: Framing, *, limit: int, seconds: float) ->
         HTTPException: it did not arrive in time, or is so large that the connection is given up.
         ClientDisconnect: the client went away.
     """
+    if how.size > _DISCARDED * limit:  # not even a "100 Continue"
+        raise HTTPException(413, str(_too_large(limit)), {"Connection": "close"})
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")

@@ -236,6 +236,16 @@ def test_a_body_without_end_is_given_up(server: Running) -> None:
     assert server.json("POST", INFER, GOOD)[0] == 200
 
 
+@pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"])
+def test_a_body_that_is_said_to_be_far_too_large_is_not_awaited(server: Running, more: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        size = 100 * JSON_LIMIT
+        raw.sendall(b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: x\r\n%sContent-Length: %d\r\n\r\n" % (more, size))
+        received = b"".join(iter(lambda: raw.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in received
+
+
 def test_many_small_chunks_are_one_body(server: Running) -> None:
     chunks = (bytes([byte]) for byte in json.dumps(GOOD).encode())
     server.connection.request("POST", INFER, chunks, encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
