@@ -1,104 +1,16 @@
 """`docker compose up` on a real engine: build, up, infer, fine-tune, promote, kills, down and up again. Run by `make test-docker`."""
 
-import contextlib
-import functools
-import http.server
 import io
 import json
-import os
-import socket
 import subprocess
-import threading
 import time
-import uuid
-from pathlib import Path
 
 import httpx
 import numpy as np
 import openai
-import pytest
-from sklearn.datasets import load_digits
 
-ROOT = Path(__file__).parents[2]
-MODEL = "digits"
-
-
-class Stack:
-    """One compose project of our own, on a free port of the loopback address."""
-
-    def __init__(self, environment):
-        self.environment, self.url = environment, f"http://127.0.0.1:{environment['PORT']}"
-
-    def compose(self, *arguments, timeout=900):
-        command = ["docker", "compose", "--project-name", self.environment["COMPOSE_PROJECT_NAME"], *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False, timeout=timeout)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return done.stdout
-
-    def inside(self, service, program):
-        return self.compose("exec", "-T", service, "python3", "-c", program).strip()
-
-    def infer(self, rows):
-        body = {"inputs": [{"name": "input", "shape": [len(rows), 64], "datatype": "FP32", "data": rows.ravel().tolist()}]}
-        answer = httpx.post(f"{self.url}/v2/models/{MODEL}/infer", json=body, timeout=10)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder and prints nothing."""
-
-    def log_message(self, *_):
-        pass
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-@contextlib.contextmanager
-def wheels():
-    """A folder of wheels that pip is told of on this machine, offered to the build over the loopback address."""
-    folders = [part for part in os.environ.get("PIP_FIND_LINKS", "").split() if Path(part).is_dir()]
-    if not folders:
-        yield {}
-        return
-    handler = functools.partial(Quiet, directory=folders[0])
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield {"PIP_FIND_LINKS": f"http://127.0.0.1:{server.server_port}/"}
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="session")
-def stack():
-    with wheels() as links:
-        environment = {**os.environ, **links, "PORT": str(free_port()), "COMPOSE_PROJECT_NAME": f"specnorm-{uuid.uuid4().hex[:8]}"}
-        environment.setdefault("SPECNORM_BUILD_NETWORK", "host")
-        stack = Stack(environment)
-        begun = time.monotonic()
-        stack.compose("build", timeout=1500)
-        built = time.monotonic()
-        stack.compose("up", "--detach", "--wait", timeout=180)
-        print(f"\nbuild {built - begun:.1f} s, up {time.monotonic() - built:.1f} s")
-    yield stack
-    stack.compose("down", "--volumes", "--timeout", "20")
-
-
-@pytest.fixture(scope="session")
-def digits():
-    return load_digits()
-
-
-def wait_for_ready(stack, seconds=60):
-    for _ in range(seconds * 10):
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{stack.url}/v2/health/ready", timeout=2).status_code == 200:
-                return
-        time.sleep(0.1)
-    raise AssertionError(stack.compose("logs", "--tail", "50"))
+from tests.app.db.test_upgrade import RELEASES, released
+from tests.docker.conftest import MODEL, Stack
 
 
 def test_the_demo_model_answers_with_its_certificate(stack, digits):
@@ -110,18 +22,8 @@ def test_the_demo_model_answers_with_its_certificate(stack, digits):
     assert all(layer["folded_sigma_upper"] <= layer["target"] for layer in sigma["layers"])
 
 
-def test_the_serving_image_holds_no_torch_and_no_onnx_and_runs_as_nobody_special(stack):
-    found = stack.inside("service", "import importlib.util as u, os; print([u.find_spec(n) for n in ('torch', 'onnx')], os.getuid())")
-    assert found == "[None, None] 10001"
-    size = int(stack.compose("images", "--format", "json", "service").partition('"Size":')[2].split(",")[0].strip("} ]\n"))
-    print(f"\nserving image {size / 1e6:.0f} MB")
-    assert size < 450e6
-
-
 def test_the_port_is_open_to_this_machine_alone(stack):
-    published = json.loads(subprocess.run(
-        ["docker", "inspect", stack.compose("ps", "--quiet", "service").strip()], capture_output=True, text=True, check=True
-    ).stdout)[0]["HostConfig"]["PortBindings"]  # fmt: skip
+    published = stack.containers("service")[0]["HostConfig"]["PortBindings"]
     assert {binding["HostIp"] for bindings in published.values() for binding in bindings} == {"127.0.0.1"}
 
 
@@ -135,8 +37,7 @@ def test_a_job_runs_in_the_worker_and_its_version_goes_live(stack, digits):
     )
     # A worker that dies loses nothing: the job is claimed again.
     time.sleep(2)
-    stack.compose("kill", "--signal", "KILL", "worker")
-    stack.compose("start", "worker")
+    stack.kill("worker")
     for _ in range(240):
         job = client.fine_tuning.jobs.retrieve(job.id)
         if job.status in {"succeeded", "failed", "cancelled"}:
@@ -151,9 +52,9 @@ def test_a_job_runs_in_the_worker_and_its_version_goes_live(stack, digits):
 
 def test_a_killed_service_comes_back_with_its_state(stack, digits):
     before = stack.infer(digits.data[:5].astype(np.float32))
-    stack.compose("kill", "--signal", "KILL", "service")
-    stack.compose("start", "service")
-    wait_for_ready(stack)
+    stack.kill("service")
+    time.sleep(0.5)
+    stack.wait_for("/v2/health/ready")
     assert stack.infer(digits.data[:5].astype(np.float32))["outputs"] == before["outputs"]
 
 
@@ -172,3 +73,54 @@ def test_down_and_up_keep_models_and_jobs(stack, digits):
 def test_the_console_and_the_api_page_are_there(stack):
     for path in ("/", "/docs", "/openapi.json"):
         assert httpx.get(f"{stack.url}{path}").status_code == 200
+
+
+def test_containers_can_write_nothing_but_their_state_and_have_no_rights(stack):
+    for service in ("service", "worker"):
+        container = stack.containers(service)[0]
+        host = container["HostConfig"]
+        assert (host["ReadonlyRootfs"], host["CapDrop"], host["SecurityOpt"]) == (True, ["ALL"], ["no-new-privileges:true"])
+        assert (host["Memory"] > 0, host["PidsLimit"], container["State"]["Health"]["Status"]) == (True, 512, "healthy")
+        assert container["Config"]["User"] == "10001:10001"
+
+
+def test_the_service_gets_more_of_a_busy_processor_than_a_job(stack):
+    shares = {service: stack.containers(service)[0]["HostConfig"]["CpuShares"] for service in ("service", "worker")}
+    assert shares["service"] >= 4 * shares["worker"]
+
+
+def test_the_grace_to_stop_is_longer_than_the_drain(stack):
+    container = stack.containers("service")[0]
+    drain = next(float(line.partition("=")[2]) for line in container["Config"]["Env"] if line.startswith("SPECNORM_DRAIN_SECONDS="))
+    assert container["Config"]["StopTimeout"] > drain
+
+
+def test_doctor_finds_nothing_wrong_in_either_container(stack):
+    for service, wrong in (("service", ["address"]), ("worker", [])):  # the address is taken: by the service itself
+        command = ["docker", "compose", "exec", "-T", service, "specnorm", "doctor", "--json"]
+        done = subprocess.run(command, env=stack.environment, capture_output=True, text=True, check=False)
+        assert [row["check"] for row in json.loads(done.stdout) if not row["ok"]] == wrong, done.stderr
+
+
+def test_the_volume_of_the_last_release_is_taken_over_with_all_that_is_in_it(built, tmp_path):
+    oldest = min(path.name for path in RELEASES.iterdir())
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    released(oldest, workspace)
+    stack = Stack(built)
+    try:
+        stack.compose("create", "service")
+        container = stack.containers("service")[0]
+        (volume,) = (mount["Source"] for mount in container["Mounts"] if mount["Destination"] == "/data")
+        subprocess.run(["cp", "--recursive", f"{workspace}/.", volume], check=True)
+        subprocess.run(["chown", "--recursive", "10001:10001", volume], check=True)
+        stack.compose("up", "--detach", "service", timeout=120)
+        stack.wait_for("/v2/health/live")  # not ready: the files of that release's versions are words in place of graphs
+        models = httpx.get(f"{stack.url}/admin/models").json()
+        assert {model["name"]: (model["live_version"], model["versions"]) for model in models} == {
+            "digits": ("2", ["1", "2", "3"]),
+            "wine": (None, ["1", "2"]),
+        }
+        assert len(httpx.get(f"{stack.url}/v1/fine_tuning/jobs").json()["data"]) == 4
+    finally:
+        stack.close()
