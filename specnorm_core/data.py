@@ -65,11 +65,11 @@ def assemble(inputs: Any, targets: Any) -> Dataset:
     """
     x = np.asarray(inputs, dtype=np.float32)
     y = np.asarray(targets)
-    if len(x) == 0:
+    if x.ndim and len(x) == 0:
         raise DataError("the data set holds no rows: at least two are needed")
     if x.ndim < 2 or x[0].size == 0:
         raise DataError(f"an input must be a non-empty list of numbers; the inputs have shape {x.shape}")
-    if len(x) != len(y) or y.ndim != 1:
+    if y.ndim != 1 or len(x) != len(y):
         raise DataError(f"{len(x)} inputs need {len(x)} targets of one number each, got targets of shape {y.shape}")
     bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1) | ~np.isfinite(y.astype(np.float64)))
     if bad.size:
@@ -102,7 +102,9 @@ def _numbers(value: Any) -> Any:
             raise DataError(f"expected a number, got {str(item)[:40]!r}")
     try:
         return np.asarray(value, dtype=np.float64)
-    except (ValueError, OverflowError):
+    except OverflowError:
+        raise DataError("a value is NaN, infinite, or too large for float32") from None
+    except ValueError:
         raise DataError("expected lists of equal length all the way down") from None
 
 
@@ -172,6 +174,7 @@ def read_csv(content: bytes) -> Dataset:
             header = next(reader, None)
             if header is None or len(header) < 2:
                 raise DataError("expected a header of at least two columns", 1)
+            _judge_header(header)
             at = header.index("target") if "target" in header else len(header) - 1
             for row in reader:
                 if not row:
@@ -179,7 +182,7 @@ def read_csv(content: bytes) -> Dataset:
                 if len(row) != len(header):
                     raise DataError(f"expected {len(header)} columns as in the header, got {len(row)}", reader.line_num)
                 try:
-                    values = [float(cell) for cell in row]
+                    values = [_number(cell) for cell in row]
                 except ValueError as error:
                     raise DataError(f"{str(error)[:80]}", reader.line_num) from None
                 yield reader.line_num, values[:at] + values[at + 1 :], values[at]
@@ -189,13 +192,44 @@ def read_csv(content: bytes) -> Dataset:
     return _rows(rows())
 
 
+def _number(cell: str) -> float:
+    if "_" in cell:  # as in Python's own source, but in no file of data
+        raise ValueError(f"could not convert string to float: {cell[:40]!r}")
+    return float(cell)
+
+
+def _judge_header(header: list[str]) -> None:
+    if header.count("target") > 1:
+        raise DataError("the header has more than one column 'target'", 1)
+    try:
+        numbers = [_number(cell) for cell in header]
+    except ValueError:
+        return
+    if numbers[-1] - numbers[0] != len(header) - 1 or numbers != sorted(numbers) or numbers[0] not in {0, 1}:  # else names as pandas gives
+        raise DataError("expected a header, got a row of numbers, which would be lost: put the names of the columns above it", 1)
+
+
+def _judge_claims(archive: zipfile.ZipFile) -> None:
+    """Refuse an array whose head claims more numbers than come after it: room for them would be made first."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    for entry in archive.infolist():
+        with archive.open(entry) as stream:
+            read_head = readers.get(np.lib.format.read_magic(stream))
+            if read_head is None:
+                continue
+            shape, _, dtype = read_head(stream)
+        if math.prod(shape) * dtype.itemsize > entry.file_size:
+            raise DataError(f"{entry.filename[:40]} claims {math.prod(shape)} numbers, and does not hold them")
+
+
 def read_npz(content: bytes) -> Dataset:
     """Read arrays ``x (N, ...)`` and ``y (N,)``; object arrays (pickle) and archives that unpack to too much are refused."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > 16 * LIMIT_VALUES:
-            raise DataError(f"the archive unpacks to {unpacked} bytes, more than {16 * LIMIT_VALUES}")
+            if unpacked > 16 * LIMIT_VALUES:
+                raise DataError(f"the archive unpacks to {unpacked} bytes, more than {16 * LIMIT_VALUES}")
+            _judge_claims(archive)
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             missing = sorted({"x", "y"} - set(arrays.files))
             if missing:

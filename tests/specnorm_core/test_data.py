@@ -2,6 +2,7 @@ import io
 import pickle
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +60,11 @@ def test_a_target_column_need_not_be_the_last():
         (".csv", b"a,target\n1,0\n1\n", 3, "expected 2 columns as in the header, got 1"),
         (".csv", b"a,target\n1,0\nx,0\n", 3, "could not convert"),
         (".csv", b"a,target\nnan,0\n", 2, "NaN"),
+        (".csv", b"a,target\n1_0,0\n", 2, "could not convert"),
+        (".csv", b"5.5,0\n1,0\n2,1\n", 1, "expected a header, got a row of numbers"),
+        (".csv", b"1,0\n0,1\n", 1, "expected a header, got a row of numbers"),
+        (".csv", b"target,a,target\n1,0,1\n", 1, "more than one column 'target'"),
+        (".jsonl", b'{"input": [1' + b"0" * 400 + b'], "target": 0}\n', 1, "too large for float32"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(suffix, content, line, words):
@@ -87,6 +93,26 @@ def test_object_arrays_are_never_unpickled(tmp_path):
         with pytest.raises(DataError, match="object arrays are never read"):
             read(content, ".npz")
     assert not canary.exists()
+
+
+def test_columns_may_be_named_by_their_numbers_as_pandas_does():
+    assert read(b"0,1,2\n5,6,0\n7,8,1\n", ".csv").x.tolist() == [[5, 6], [7, 8]]
+
+
+@pytest.mark.parametrize("arrays", [{"x": np.float32(1), "y": np.float32(1)}, {"x": np.ones((2, 3)), "y": np.float32(1)}])
+def test_a_single_number_is_no_array_of_rows(arrays):
+    with pytest.raises(DataError, match="shape"):
+        read(npz(**arrays), ".npz")
+
+
+def test_an_array_that_claims_more_than_it_holds_is_refused_before_room_is_made_for_it():
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": (2**50, 64)})
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("x.npy", head.getvalue())
+    with pytest.raises(DataError, match="does not hold them"):
+        read(stream.getvalue(), ".npz")
 
 
 def test_unknown_formats_list_the_known():
