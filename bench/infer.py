@@ -177,7 +177,7 @@ def spread(values: list[float], unit: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--load", choices=sorted(GENERATORS), default=DEFAULT, help="what asks: wrk, or that of `specnorm bench`")
     parser.add_argument("--only", nargs="+", choices=("json", "binary"), default=("json", "binary"))

@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--markdown", action="store_true", help="a table to paste")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[0]})
@@ -93,11 +94,18 @@ def swap(options: argparse.Namespace, pid: int, port: int, payloads: list[bytes]
     thread.join()
     after = rss(pid)
     busy = load.Load(1, taken, [], failures)
-    print(f"{options.swaps} swaps, {len(refused)} refused; {len(taken)} requests meanwhile, {len(failures)} failed")
-    print(f"versions and digests in the answers, one digest each: {sorted(seen)}")
     during, without = (1e3 * one.percentile(99) for one in (busy, quiet))
-    print(f"p99 {during:.1f} ms, without swaps {without:.1f} ms: {during / without:.2f} ×")
-    print(f"RSS {before:.0f} MB before, {after:.0f} MB after: {100 * (after / before - 1):+.1f} %")
+    rows = {
+        "swaps, of them refused": f"{options.swaps}, {len(refused)}",
+        "requests meanwhile, of them failed": f"{len(taken):,}, {len(failures)}",
+        "versions and digests in the answers, one digest each": ", ".join(sorted(seen)),
+        "p99 with and without swaps": f"{during:.1f} ms, {without:.1f} ms: {during / without:.2f} ×",
+        "RSS before and after": f"{before:.0f} MB, {after:.0f} MB: {100 * (after / before - 1):+.1f} %",
+    }
+    if options.markdown:
+        print(f"| {options.connections} connections | |\n|---|---|")
+    for what, value in rows.items():
+        print(f"| {what} | {value} |" if options.markdown else f"{what:56} {value}")
 
 
 if __name__ == "__main__":
