@@ -55,9 +55,9 @@ test-clients:  ## The stock clients of both protocols against a real server
 	$(SETUP) .venv-clients clients
 	KSERVE_PYTHON=.venv-clients/bin/python $(BIN)/python -m pytest tests/app/clients $(ARGS)
 
-test-gpu:  ## A training step on a CUDA device; TORCH=cuda takes the build for it
-	$(SETUP) .venv cpu,train,test
-	$(BIN)/python -m pytest tests/gpu $(ARGS)
+test-gpu:  ## Training and serving on a CUDA device: TORCH=cuda make test-gpu
+	$(SETUP) $(if $(filter cuda,$(TORCH)),.venv-gpu gpu,.venv cpu),train,test
+	$(if $(filter cuda,$(TORCH)),.venv-gpu/bin,$(BIN))/python -m pytest tests/gpu $(ARGS)
 
 test-privacy:  ## Opacus on the spectral layers
 	$(SETUP) .venv cpu,train,test,privacy

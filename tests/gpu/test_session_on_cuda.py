@@ -29,7 +29,7 @@ def manifest(model):
     tensors = {name: Tensor(name=name, datatype="FP32", shape=(-1, size)) for name, size in (("input", 64), ("logits", 10))}
     return Manifest(
         signature=Signature(inputs=(tensors["input"],), outputs=(tensors["logits"],), rows_independent=True),
-        lipschitz=Lipschitz(bound=None, rigorous=False, reason="a test"),
+        lipschitz=Lipschitz(bound=None, rigorous=False, method=None, reason="a test"),
         origin="test",
         files={MODEL: digest(model)},
     )
@@ -43,3 +43,16 @@ def test_it_runs_there_and_answers_as_the_cpu_does(model, manifest, device):
     assert (here.device, here.device_reason) == ("cpu", None)
     rows = np.random.default_rng(1).normal(size=(256, 64)).astype(np.float32)
     np.testing.assert_allclose(there.run({"input": rows})["logits"], here.run({"input": rows})["logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_runs_in_memory_that_is_bound_there_answer_as_the_cpu_does(model, manifest, rows):
+    there = Session(model, manifest, Settings(_env_file=None, device="cuda"))
+    here = Session(model, manifest, Settings(_env_file=None, device="cpu"))
+    kept = []
+    for seed in range(3):
+        feed = {"input": np.random.default_rng(seed).normal(size=(rows, 64)).astype(np.float32)}
+        kept.append((there.run(feed)["logits"], here.run(feed)["logits"]))
+    assert there._bindings.find(feed) is not None
+    for ours, expected in kept:  # each in memory of its own
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
