@@ -1,6 +1,8 @@
 """Per-sample gradients, norms and sums of every rule against two definitions: micro-batches of one, and ``vmap(grad)``; in float64."""
 
+import math
 import warnings
+from fractions import Fraction
 
 import pytest
 import torch
@@ -423,3 +425,100 @@ def test_products_cut_short_by_choice_do_not_understate():
         torch.set_float32_matmul_precision("highest")
     assert not understated(found, exactly(layer, x, g))
     assert bool((found < per_sample.norms(layer, x, g)).all())  # less is added for rounding, whether or not this machine cuts
+
+
+def exact_layer(make):
+    """A layer whose sigma is 4 and whose pair is an entry each of u and v, of small integers: float64 makes no error with it."""
+    layer = make().double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randint(-3, 4, parameter.shape))
+        if isinstance(layer, sn.layers.SpectralLayer):
+            u, v = (torch.zeros_like(part) for part in layer.pair)
+            u.view(-1)[0] = v.view(-1)[0] = 1.0
+            touched = torch.autograd.functional.jacobian(lambda weight: (u * layer.forward_map(v, weight)).sum(), layer.weight.detach())
+            layer.weight[touched != 0] = 4 / touched[touched != 0] / touched.count_nonzero()
+            layer.set_pair(u, v)
+            assert float(layer.sigma()) == 4
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Linear(5, 3), (5,)),
+        (lambda: nn.Linear(5, 3), (2, 5)),  # the Gram form
+        (lambda: nn.Linear(2, 3), (9, 2)),  # the matrices themselves
+        (lambda: nn.Conv1d(4, 2, 2, groups=2, bias=False), (4, 3)),
+        (lambda: nn.Conv2d(2, 2, 2, bias=False), (2, 5, 5)),
+        (lambda: nn.Conv3d(2, 3, 2, bias=False), (2, 2, 2, 2)),
+        (lambda: nn.ConvTranspose2d(2, 2, 2), (2, 3, 3)),
+        (lambda: nn.Embedding(5, 3), (4,)),
+        *(
+            (lambda mode=mode, make=make: make(mode), shape)
+            for mode in ("full", "simplified")
+            for make, shape in (
+                (lambda mode: sn.SpectralLinear(5, 3, bias=False, gradient_mode=mode), (5,)),
+                (lambda mode: sn.SpectralLinear(5, 3, bias=False, gradient_mode=mode), (2, 5)),
+                (lambda mode: sn.SpectralLinear(2, 3, bias=False, gradient_mode=mode), (9, 2)),
+                (lambda mode: sn.SpectralConv2d(2, 2, 2, input_size=5, bias=False, gradient_mode=mode), (2, 5, 5)),
+                (lambda mode: sn.SpectralConv2d(2, 2, 2, input_size=2, bias=False, gradient_mode=mode), (2, 2, 2)),
+                (lambda mode: sn.SpectralEmbedding(5, 3, gradient_mode=mode), (4,)),
+            )
+        ),
+    ],
+)
+def test_norms_of_every_kind_are_rounded_up_where_their_terms_cancel(make, shape):
+    """Of integers, so that the true norm is known as a fraction; what is far larger cancels, among positions or against u and v.
+
+    Input and gradient are a coarse part and a fine one, of few bits each: of these float64 makes the four gradients without an error.
+    """
+    torch.manual_seed(0)
+    layer = exact_layer(make)
+    looked_up = isinstance(layer, nn.Embedding | sn.SpectralEmbedding)
+    x = torch.randint(5, (60, 1)).expand(60, *shape) if looked_up else torch.zeros(60, *shape).double()
+    g = torch.randint(-(2**16), 2**16, (2, *layer(x).shape)).double()
+    if len(shape) == 1 and not looked_up:  # rows: the coarse parts are along the pair
+        inputs = torch.stack([torch.zeros_like(x), torch.randint_like(x, -(2**16), 2**16)])
+        inputs[0, :, 0] = 2.0**16
+        g[0, :, 0], g[0, :, 1:] = 2.0**16, 0
+    else:  # the coarse inputs are alike and their gradients add up to zero
+        inputs = torch.stack([torch.full_like(x, 2**16), torch.randint_like(x, -(2**16), 2**16)])
+        axis = range(1, g[0].ndim - 1) if isinstance(layer, nn.Linear | sn.SpectralLinear) or looked_up else range(2, g[0].ndim)
+        positions = g[0].movedim(tuple(axis), tuple(range(-len(axis), 0))).flatten(-len(axis))
+        half = positions.shape[-1] // 2
+        positions[..., :half] = positions[..., :half].abs() + 2**16
+        positions[..., half:] = 0
+        positions[..., half : 2 * half] = -positions[..., :half]
+        shaped = positions.unflatten(-1, [g[0].shape[at] for at in axis])
+        g[0] = shaped.movedim(tuple(range(-len(axis), 0)), tuple(axis))
+    parts = [(Fraction(2**36), 0), (Fraction(1), 1)]
+    outer = [(Fraction(1), x)] if looked_up else [(Fraction(2**20), inputs[0]), (Fraction(1), inputs[1])]
+    pieces = [(a * b, list(per_sample.gradients(layer, one, g[at]).items())) for a, one in outer for b, at in parts]
+    squares = [Fraction(0)] * len(x)
+    for at, (parameter, _) in enumerate(pieces[0][1]):
+        bias = parameter is getattr(layer, "bias", None)  # in which the input has no part
+        chosen = [(b, per_sample.gradients(layer, inputs[1] if not looked_up else x, g[i])[parameter]) for b, i in parts] if bias else [
+            (factor, found[at][1]) for factor, found in pieces
+        ]  # fmt: skip
+        for row in range(len(x)):
+            columns = zip(*(each[row].flatten().tolist() for _, each in chosen), strict=True)
+            squares[row] += sum(sum(f * Fraction(e) for (f, _), e in zip(chosen, entry, strict=True)) ** 2 for entry in columns)
+    whole = x if looked_up else 2**20 * inputs[0] + inputs[1]
+    g = 2**36 * g[0] + g[1]
+    found = per_sample.norms(layer, whole, g)
+    assert all(Fraction(norm) ** 2 >= square for norm, square in zip(found.tolist(), squares, strict=True))
+    sizes = g.abs().flatten(1).sum(dim=1) * (1 if looked_up else whole.abs().max())
+    assert bool((found <= torch.tensor([math.sqrt(square) for square in squares], dtype=torch.float64) + 1e-11 * sizes).all())
+
+
+def test_the_norm_of_a_bias_is_rounded_up_where_the_positions_cancel():
+    torch.manual_seed(0)
+    layer = nn.Linear(2, 3).double()
+    layer.weight.requires_grad_(False)
+    fine = torch.randint(-(2**16), 2**16, (60, 8, 3)).double()
+    coarse = torch.randint(2**16, 2**17, (60, 4, 3)).double() * 2**36
+    g = torch.cat([coarse, -coarse], dim=1) + fine  # without an error, but for sums of two of them
+    true = fine.sum(dim=1).square().sum(dim=1).tolist()
+    found = per_sample.norms(layer, torch.zeros(60, 8, 2).double(), g).tolist()
+    assert all(Fraction(norm) ** 2 >= square for norm, square in zip(found, true, strict=True))
