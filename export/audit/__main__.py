@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -31,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
                 layer_seconds=options.layer_seconds,
                 box=dict(options.box) or None,
             )
-        if options.search:
-            report = with_search(report, searched(options.model, report))
+            if options.search:
+                report = with_search(report, searched(options.model, report, progress=partial(tell, step)))
         if options.html is not None:
             options.html.write_text(page(report, options.model.name), encoding="utf-8")
     except (AuditError, OSError) as error:
@@ -49,6 +50,11 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total, about: bar.update(task, completed=done, total=total, description=about)
+
+
+def tell(step: Callable[[int, int, str], None], share: float) -> None:
+    """Show how much of its time a search has used."""
+    step(round(100 * share), 100, "searching from below, percent of its time")
 
 
 def parser() -> argparse.ArgumentParser:

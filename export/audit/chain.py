@@ -46,6 +46,8 @@ MOST = 2560
 """Most variables and outputs of a form: beyond, its matrices may take more memory than the file is worth."""
 LEAST = 1e-150
 """What a largest eigenvalue must exceed for its inverse to be of use."""
+FARTHEST = 350.0
+"""Largest logarithm of a multiplier: beyond it a square overflows."""
 INSIDE = 2.0**-24
 """How far the guess that gives the product stays inside the cone, relatively."""
 
@@ -182,13 +184,15 @@ def value_and_slope(form: Form, logarithms: Real, barrier: float = 0.0) -> tuple
 
     ``barrier`` times ``sum(log t) - log det M`` is added: it grows towards the border of the cone.
     """
+    if not (logarithms < FARTHEST).all():
+        return math.inf, np.zeros(form.size)
     t = np.exp(logarithms)
     try:
         factor = linalg.cho_factor(form.matrix(t), lower=True, overwrite_a=True, check_finite=False)
+        Y = linalg.cho_solve(factor, form.last.T, check_finite=False)
+        values, vectors = linalg.eigh(form.last @ Y)
     except (linalg.LinAlgError, ValueError):
         return math.inf, np.zeros(form.size)
-    Y = linalg.cho_solve(factor, form.last.T, check_finite=False)
-    values, vectors = linalg.eigh(form.last @ Y)
     if not values[-1] > 0:
         return math.inf, np.zeros(form.size)
     ratios = np.maximum(values, 0) / values[-1]

@@ -174,6 +174,7 @@ def finished(node: Node, value: Value, place: int, formula: Formula | None) -> V
         maker=node,
         formula=formula if place == 0 else None,
         limits=entries.limits(node) if place == 0 or node.op in SHARED_LIMITS else (-math.inf, math.inf),
+        channels=None,
     )
 
 

@@ -311,6 +311,11 @@ def test_the_form_holds_only_what_an_output_needs():
     assert certificates["z"].multipliers.shape == (4 + 6,)
 
 
+def test_a_function_of_what_is_always_nought_hinders_no_certificate():
+    found = model("n = Sub(x, x)\nl = LeakyRelu(n)\ny = Add(x, l)", y="float[N,4] y")
+    assert audit(found, chain=True).lipschitz["y"].bound == pytest.approx(1.0, rel=1e-3)
+
+
 @pytest.mark.parametrize("op", ["Max", "Min"])
 def test_what_never_moves_behind_the_input_hinders_no_certificate(op):
     found = model(f"m = {op}(x, x)\ny = Abs(m)", y="float[N,4] y")
