@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import ssl
 import time
@@ -45,7 +46,7 @@ def bench(
         for count in _counts(rows):
             payloads = [_request(service.url, told, count, number, binary=kind) for number in range(VARIETY)]
             for at_once in _counts(connections):
-                case = f"{'binary' if kind else 'JSON'}, {count} rows, {at_once} connections"
+                case = _case("binary" if kind else "JSON", count, at_once)
                 output.note(f"· {case}: {seconds:g} s")
                 found = asyncio.run(load.run(_target(service.url), payloads, connections=at_once, seconds=seconds))
                 if found.failures:
@@ -154,6 +155,10 @@ def _limit(told: dict[str, Any], rows: int, seconds: float, workspace: Path | No
     return rows * runs / (time.perf_counter() - begun)
 
 
+def _case(data: str, rows: int, connections: int) -> str:
+    return f"{data}, {rows} row{'s' * (rows != 1)}, {connections} connection{'s' * (connections != 1)}"
+
+
 def _plot(measured: Sequence[dict[str, Any]], model: str, path: Path) -> None:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
@@ -161,11 +166,16 @@ def _plot(measured: Sequence[dict[str, Any]], model: str, path: Path) -> None:
         raise UnavailableError("A plot needs matplotlib: install specnorm[plots].") from None
     figure = Figure(figsize=(8, 1 + 0.4 * len(measured)), layout="constrained")
     axes = figure.subplots()
-    labels = [f"{row['data']}, {row['rows']} rows, {row['connections']} connections" for row in measured]
-    axes.barh(labels, [row["rows_per_s"] for row in measured])
+    rates = [row["rows_per_s"] for row in measured]
+    bars = axes.barh([_case(row["data"], row["rows"], row["connections"]) for row in measured], rates)
+    axes.bar_label(bars, fmt="{:,.0f}", padding=4)
+    most = max(*rates, *[row["in_process_rows_per_s"] or 0.0 for row in measured])
+    if min(rates) > 0:  # one row for each request gives a hundredth of what sixty-four give, and is to be seen beside them
+        axes.set_xscale("log")
+        axes.set_xlim(10 ** math.floor(math.log10(min(rates)) - 0.3), 4 * most)
     for at, row in enumerate(measured):
         if row["in_process_rows_per_s"]:
             axes.plot(row["in_process_rows_per_s"], at, "k|", markersize=14)
     axes.invert_yaxis()
-    axes.set(xlabel="rows per second; the mark is ONNX Runtime in process", title=model)
+    axes.set(xlabel="rows per second, on a logarithmic scale; | is ONNX Runtime in process", title=model)
     figure.savefig(path)
