@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FINAL: Final = "sha256"
 DRAFTS: Final = "tmp"
 PART_BYTES: Final = 8 << 20
+PARTS_AT_ONCE: Final = 2
+"""Parts of one upload that are under way: what it may take of memory, however slow the bucket is."""
 IDLE: Final = timedelta(days=1)
 
 
@@ -57,7 +59,10 @@ class Bucket:
         sha = hashlib.sha256()
         size = 0
         try:
-            with _named(key, writes=True), obstore.open_writer(self._store, key, buffer_size=PART_BYTES) as writer:
+            with (
+                _named(key, writes=True),
+                obstore.open_writer(self._store, key, buffer_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE) as writer,
+            ):
                 for chunk in content:
                     sha.update(chunk)
                     size += len(chunk)
