@@ -516,9 +516,9 @@ def test_the_norm_of_a_bias_is_rounded_up_where_the_positions_cancel():
     torch.manual_seed(0)
     layer = nn.Linear(2, 3).double()
     layer.weight.requires_grad_(False)
-    fine = torch.randint(-(2**16), 2**16, (60, 8, 3)).double()
-    coarse = torch.randint(2**16, 2**17, (60, 4, 3)).double() * 2**36
+    fine = torch.randint(-(2**16), 2**16, (60, 16, 3)).double()
+    coarse = torch.randint(2**16, 2**17, (60, 8, 3)).double() * 2**36
     g = torch.cat([coarse, -coarse], dim=1) + fine  # without an error, but for sums of two of them
     true = fine.sum(dim=1).square().sum(dim=1).tolist()
-    found = per_sample.norms(layer, torch.zeros(60, 8, 2).double(), g).tolist()
+    found = per_sample.norms(layer, torch.zeros(60, 16, 2).double(), g).tolist()
     assert all(Fraction(norm) ** 2 >= square for norm, square in zip(found, true, strict=True))

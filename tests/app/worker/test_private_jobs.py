@@ -1,6 +1,7 @@
 """Private fine-tune jobs, from the request to the manifest, and through crashes."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -11,13 +12,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from app.db import DATABASE
 from app.jobs.dispatch import Dispatcher
 from app.jobs.launcher import Local
+from app.main import create_app
 from app.worker.guarantee import above
 from app.worker.pulse import Pulse
-from specnorm_core.privacy import epsilon
+from export.bundle import Training
+from export.pipeline import export_bundle
+from specnorm_core.architecture import build, preset
+from specnorm_core.privacy import epsilon, poisson
 
 pytest.importorskip("opacus")
 
@@ -97,6 +103,56 @@ def test_a_private_job_shows_no_loss_no_digest_and_no_seed_anywhere(workspace: A
     assert manifest(workspace).verification["real_inputs"] == 0
 
 
+def test_nothing_that_is_served_or_stored_tells_of_loss_digest_seed_or_the_batches_that_were_drawn(
+    workspace: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every path of the service that can be read, the stream of events to its end, the metrics, the log, each row of the data base."""
+    sizes: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        drawn = poisson(*args)
+        sizes.append(len(drawn))
+        return drawn
+
+    monkeypatch.setattr("specnorm_core.training.poisson", counted)
+    caplog.set_level(logging.DEBUG)
+    data = workspace.upload(slice(0, 640))
+    job = workspace.create(data, **asked(every=5))
+    workspace.work()
+    assert len(sizes) == 20
+    digest = sqlite3.connect(workspace.folder / DATABASE).execute("select digest from files").fetchone()[0]
+    known = {"{job_id}": job, "{name}": "digits", "{model}": "digits", "{version}": "2", "{file_id}": data}
+    shown: dict[str, str] = {}
+    application = create_app(workspace.settings.model_copy(update={"worker": "none"}))
+    with TestClient(application, base_url="http://127.0.0.1") as client:
+        for path, methods in client.get("/openapi.json").json()["paths"].items():
+            for name, value in known.items():
+                path = path.replace(name, value)  # noqa: PLW2901  # the path, filled in
+            if "get" in methods and "{" not in path and not path.endswith("/content"):  # which is the file with the rows itself
+                shown[path] = client.get(path).content.decode("latin-1")
+        for path in ("/metrics", "/", "/console/static/jobs.js", "/v2", "/v2/models/digits", "/v2/models/digits/versions/2/stats"):
+            shown[path] = client.get(path).text
+    assert shown.keys() >= {f"/v1/fine_tuning/jobs/{job}/{part}" for part in ("events", "checkpoints")}, sorted(shown)
+    assert "succeeded" in shown[f"/admin/jobs/{job}/events"]
+    shown["the log"] = caplog.text
+    database = sqlite3.connect(workspace.folder / DATABASE)
+    for (table,) in database.execute("select name from sqlite_master where type = 'table'").fetchall():
+        names = [column[1] for column in database.execute(f"pragma table_info({table})")]
+        rows = [dict(zip(names, row, strict=True)) for row in database.execute(f"select * from {table}")]  # a name from the schema
+        # Where the rows of the job lie: in a data base that has the file itself beside it, and never served.
+        told = repr([{name: value for name, value in row.items() if value != digest} for row in rows])
+        shown[f"table {table}"] = told.replace('"seed": 0', "")  # what a request says that names none; a private job uses none
+    drawn = [", ".join(map(str, sizes[at : at + 3])) for at in range(18)]
+    told = "\n".join(shown.values())
+    for place, text in shown.items():
+        assert not re.search(r"(?<!\")loss\W{0,5}\d", text), place
+        assert digest not in text, place
+        assert workspace.digits.subset(range(640)).digest not in text, place
+        assert not re.search(r"seed\W{1,5}\d", text), place
+    assert not any(run in told for run in drawn)
+    assert not re.search(rf"\b{sum(sizes)}\b", told)
+
+
 @pytest.mark.parametrize(
     ("epsilon", "words"), [(2.99643, "2.997"), (2.997, "2.997"), (0.100001, "0.1001"), (12345.6, "1.235e+04"), (3.0, "3")]
 )
@@ -138,6 +194,22 @@ def test_a_wish_that_protects_nobody_or_cannot_be_met_fails_the_job(workspace: A
     workspace.work()
     error = workspace.jobs.get(job)["error"]
     assert (error["code"], error["param"], sentence in error["message"]) == ("not_private", param, True), error
+
+
+def test_a_private_job_on_layers_without_per_sample_gradients_fails_by_their_name_before_its_first_step(workspace: Any) -> None:
+    architecture = preset("mlp-orthogonal", (64,), 10, shift=8.0, scale=0.125)
+    domain, training = manifest(workspace, "1").input, Training(metrics={})
+    bundle = export_bundle(
+        build(architecture, seed=0), architecture, samples=workspace.digits.x[:9], domain=domain, labels=(), training=training
+    )
+    workspace.registry.publish("orthogonal", *bundle)
+    workspace.registry.promote("orthogonal", "1", why="first", who="test")
+    job = workspace.create(workspace.upload(slice(0, 640)), model="orthogonal", **asked())
+    workspace.work()
+    error = workspace.jobs.get(job)["error"]
+    assert (error["code"], error["param"]) == ("not_private", "privacy")
+    assert "no rule for the per-sample gradients of a layer OrthogonalLinear" in error["message"]
+    assert not [event for event in events(workspace, job) if "steps_charged" in event["data"]]
 
 
 def test_bad_rows_of_a_private_job_are_not_quoted(workspace: Any) -> None:
