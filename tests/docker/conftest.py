@@ -65,6 +65,15 @@ class Stack:
             time.sleep(0.1)
         raise AssertionError(self.compose("logs", "--tail", "50"))
 
+    @contextlib.contextmanager
+    def up(self, *arguments):
+        """Start it, and take it down with all that it keeps."""
+        try:
+            self.compose("up", "--detach", "--wait", *arguments, timeout=300)
+            yield self
+        finally:
+            self.close()
+
     def close(self):
         self.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "25")
 
@@ -108,13 +117,13 @@ def stand_in(tag, *programs, folders=(), lines=()):
             told = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
             files |= {Path(word) for line in told.splitlines() for word in line.split() if word.startswith("/")}
         for file in files:
-            target = Path(context, "files", *file.parts[1:])
+            target = Path(context, "files", *file.parent.resolve().parts[1:], file.name)  # /lib is a link in the base
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
         for folder in folders:
             shutil.copytree(folder, Path(context, "files", *Path(folder).parts[1:]), dirs_exist_ok=True)
         Path(context, "Dockerfile").write_text("\n".join(["FROM python:3.11-slim-bookworm", "COPY files /", *lines, ""]))
-        subprocess.run(["docker", "build", "--quiet", "--tag", tag, context], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["docker", "build", "--quiet", "--network", "none", "--tag", tag, context], check=True, stdout=subprocess.DEVNULL)
     return tag
 
 
@@ -134,12 +143,10 @@ def built():
 
 @pytest.fixture(scope="session")
 def stack(built):
-    stack = Stack(built)
     begun = time.monotonic()
-    stack.compose("up", "--detach", "--wait", timeout=180)
-    print(f"\nup {time.monotonic() - begun:.1f} s")
-    yield stack
-    stack.close()
+    with Stack(built).up() as stack:
+        print(f"\nup {time.monotonic() - begun:.1f} s")
+        yield stack
 
 
 @pytest.fixture(scope="session")

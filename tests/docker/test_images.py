@@ -54,10 +54,10 @@ def test_images_say_what_they_are_and_list_every_package_at_its_locked_version(s
 
 def test_nothing_is_compiled_where_the_service_runs(serving):
     program = """
-import os, sys
+import importlib.util, os, sys
 import app.cli.process, app.main
-sources = [module for module in sys.modules.values() if (getattr(module, "__file__", None) or "").endswith(".py")]
-print([module.__name__ for module in sources if not os.path.exists(module.__cached__)])
+sources = [file for module in sys.modules.values() if (file := getattr(module, "__file__", None) or "").endswith(".py")]
+print([file for file in sources if not os.path.exists(importlib.util.cache_from_source(file))])
 """
     assert inside(serving, program, "--read-only") == "[]"
 

@@ -18,10 +18,9 @@ def watched(built):
     port = free_port()
     image = stand_in("specnorm-test/prometheus", "prometheus", "promtool", lines=LINES)
     stack = Stack({**built, "PROMETHEUS_IMAGE": image, "PROMETHEUS_PORT": str(port)})
-    stack.compose("up", "--detach", "--wait", "service", "prometheus", timeout=180)
     stack.prometheus = f"http://127.0.0.1:{port}/api/v1"
-    yield stack
-    stack.close()
+    with stack.up("service", "prometheus"):
+        yield stack
 
 
 def queries():

@@ -40,7 +40,8 @@ def images():
     programs = postgres.PROGRAMS[-1]
     share = Path("/usr/share/postgresql", programs.parent.name)
     lines = [
-        "RUN (getent passwd postgres || useradd --system postgres) && install -d -o postgres /var/lib/postgresql/data /var/run/postgresql",
+        "RUN getent passwd postgres || useradd --system postgres",
+        "RUN install -d -o postgres -m 3777 /var/lib/postgresql/data /var/run/postgresql",
         f"ENV PATH={programs}:$PATH",
         f"RUN printf '%s' {START.encode().hex()} | python3 -c 'import sys; print(bytes.fromhex(sys.stdin.read()).decode())' > /start.py",
         'ENTRYPOINT ["python3", "/start.py"]',
@@ -64,9 +65,8 @@ def replicas(built, tmp_path_factory):
         "COMPOSE_PROFILES": "postgres",
     }
     stack = Stack(environment, ROOT / "docker-compose.yml", ROOT / "examples" / "deployment" / "replicas.yml")
-    stack.compose("up", "--detach", "--wait", "--scale", "service=3", timeout=240)
-    yield stack
-    stack.close()
+    with stack.up("--scale", "service=3"):
+        yield stack
 
 
 class Load:
