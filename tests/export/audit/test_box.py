@@ -309,3 +309,21 @@ def test_the_parts_of_a_split_have_the_limits_of_no_other_channels(sizes):
     found = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], [split]), opset_imports=[helper.make_opsetid("", 18)])
     report = audit(found, box={"x": ((0.0, 1.0), (0.0, 2.0), (0.0, 3.0), (0.0, 4.0))})
     assert report.on_box["y"].bound == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "shape", "slope"),
+    [
+        ([(["x", "a"], ["s"], "ReduceSum"), (["s", "s"], ["y"], "Mul")], {"a": np.array([1])}, (4,), 16.0),
+        ([(["x", "t"], ["m"], "MatMul"), (["m", "m"], ["y"], "Mul")], {}, (1, 3), 4 * 3**1.5),
+    ],
+)
+def test_a_sum_of_entries_reaches_as_far_as_all_of_them_together(nodes, weights, shape, slope):
+    made = [helper.make_node(op, *link) for *link, op in nodes]
+    if len(shape) == 2:
+        made = [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]), *made]
+    tensors = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, given) for name, given in (("x", ["N", *shape]), ("y", None)))
+    found = helper.make_model(helper.make_graph(made, "g", [x], [y], tensors), opset_imports=[helper.make_opsetid("", 18)])
+    bound = audit(found, box={"x": ((0.0, 1.0),)}).on_box["y"].bound
+    assert slope * (1 - 1e-9) <= bound <= slope * (1 + 1e-6)  # at the corner where all numbers are 1
