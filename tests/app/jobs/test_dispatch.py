@@ -121,11 +121,12 @@ def test_a_stopped_worker_of_another_dispatcher_is_taken_over_and_refused_when_i
 
 
 def stop(workspace: Any, process: int) -> None:
-    """Stop a worker right after a heartbeat: in the middle of one it would hold the database for all."""
+    """Stop a worker right after a heartbeat, while this process has the lock: in the middle of one it would hold the database for all."""
     before = workspace.jobs.leases()
     while workspace.jobs.leases() == before:
         time.sleep(0.001)
-    os.kill(process, signal.SIGSTOP)
+    with workspace.jobs.database.begin():
+        os.kill(process, signal.SIGSTOP)
 
 
 def test_a_stopped_worker_of_ones_own_is_killed_after_one_lease(workspace: Any, local: Local) -> None:
@@ -191,7 +192,8 @@ def test_a_worker_that_goes_on_for_a_lease_after_its_job_was_cancelled_is_killed
     dispatcher = Dispatcher(workspace.jobs, local, workspace.settings, clock=clock)
     until(dispatcher, lambda: pid(workspace.folder, 1) is not None and [lease.heartbeat for lease in workspace.jobs.leases()] == [2])
     worker = pid(workspace.folder, 1)
-    os.kill(worker or 0, signal.SIGSTOP)
+    with workspace.jobs.database.begin():
+        os.kill(worker or 0, signal.SIGSTOP)
     workspace.jobs.cancel(job)
     dispatcher.turn()
     assert not gone(worker)
