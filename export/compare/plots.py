@@ -57,13 +57,16 @@ def _along(found: Report, of: Callable[[Point], float | None]) -> Curves:
     return curves
 
 
-def _band(axes: Any, curves: Curves) -> None:
+def _band(axes: Any, curves: Curves, *, most: float | None = None) -> None:
+    # Nothing drawn here can be below 0, nor a share above 1: a band that went on would tell of what cannot be.
     for mode, (x, y) in curves.items():
         known = ~np.isnan(y).all(axis=0)
         at, rows = np.asarray(x)[known], y[:, known]
         mean, sd = np.nanmean(rows, axis=0), np.nanstd(rows, axis=0, ddof=1 if len(rows) > 1 else 0)
         axes.plot(at, mean, label=mode, markersize=4, markevery=max(1, len(at) // 10), linewidth=1.8, **STYLE[mode])
-        axes.fill_between(at, mean - sd, mean + sd, color=STYLE[mode]["color"], alpha=0.18, linewidth=0)
+        axes.fill_between(
+            at, np.clip(mean - sd, 0, None), np.clip(mean + sd, None, most), color=STYLE[mode]["color"], alpha=0.18, linewidth=0
+        )
 
 
 def _tidy(axes: Any, *, x: str, y: str, title: str | None = None) -> None:
@@ -86,12 +89,12 @@ def _head(figure: Any, found: Report, title: str, about: str | None = None) -> N
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (0.4 + 0.14 * len(lines)) / height))
 
 
-def _single(figure: Any, found: Report, curves: Curves, *, title: str, x: str, y: str) -> bool:
+def _shares(figure: Any, found: Report, curves: Curves, *, title: str, x: str, y: str) -> bool:
     if not curves:
         return False
     figure.set_size_inches(7, 4.3)
     axes = figure.add_subplot()
-    _band(axes, curves)
+    _band(axes, curves, most=1.0)
     _tidy(axes, x=x, y=y)
     axes.legend(title="gradient mode", frameon=False)
     _head(figure, found, title)
@@ -100,7 +103,7 @@ def _single(figure: Any, found: Report, curves: Curves, *, title: str, x: str, y
 
 def _accuracy(figure: Any, found: Report) -> bool:
     curves = _along(found, lambda point: point.accuracy)
-    return _single(figure, found, curves, title="Held-out accuracy along training", x="epoch", y="share classified rightly")
+    return _shares(figure, found, curves, title="Held-out accuracy along training", x="epoch", y="share classified rightly")
 
 
 def _certified(figure: Any, found: Report) -> bool:
@@ -111,7 +114,7 @@ def _certified(figure: Any, found: Report) -> bool:
             curves[mode] = found.subject.curve_radii, np.asarray(proved)
     x = f"L2 radius ({found.subject.input_units})" if found.subject.input_units != "as given" else "L2 radius (units of the input)"
     title = "Certified accuracy: right, and proved to stay so within the radius"
-    if not _single(figure, found, curves, title=title, x=x, y="share of held-out rows"):
+    if not _shares(figure, found, curves, title=title, x=x, y="share of held-out rows"):
         return False
     reached = np.flatnonzero(
         np.max([shares.mean(axis=0) for _, shares in curves.values()], axis=0) > 0.005

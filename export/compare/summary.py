@@ -22,7 +22,10 @@ class Spread(Frozen):
 
 
 class Difference(Frozen):
-    """Mean over the pairs of full less simplified (or of their ratio), with its 95 % interval: of Student's t, None of a single pair."""
+    """Mean over the pairs of full less simplified, with its 95 % interval: of Student's t, None of a single pair.
+
+    Of ratios the mean is the geometric one and the interval that of their logarithms, so that neither goes below 0.
+    """
 
     mean: float
     low: float | None
@@ -63,6 +66,13 @@ def difference(values: Sequence[float]) -> Difference:
         return Difference(mean=mean, low=None, high=None, n=n)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Difference(mean=mean, low=mean - half, high=mean + half, n=n)
+
+
+def ratio(values: Sequence[float]) -> Difference:
+    """Return the geometric mean of ``values``, one ratio > 0 per pair, and its 95 % interval."""
+    logs = difference([math.log(value) for value in values])
+    low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
+    return Difference(mean=math.exp(logs.mean), low=low, high=high, n=logs.n)
 
 
 def measures(run: Run, radii: Sequence[float]) -> dict[str, float]:
@@ -132,8 +142,10 @@ def rows(runs: Sequence[Run], rates: Mapping[str, float], radii: Sequence[float]
     return tuple(
         Row(
             measure=name, full=spread([found[name] for found in values[0]]), simplified=spread([found[name] for found in values[1]]),
-            difference=difference(
-                [ratios[seed] for seed in seeds] if name == STEP_TIME else [a[name] - b[name] for a, b in zip(*values, strict=True)]
+            difference=(
+                ratio([ratios[seed] for seed in seeds])
+                if name == STEP_TIME
+                else difference([a[name] - b[name] for a, b in zip(*values, strict=True)])
             ),
             ratio=name == STEP_TIME,
         )

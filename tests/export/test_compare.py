@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 from torch.nn import functional as F
 
@@ -342,6 +343,25 @@ def test_the_interval_is_that_of_the_paired_t_test() -> None:
     assert found.mean == pytest.approx((a - b).mean())
     assert summary.difference([0.5]).low is None
     assert summary.spread([1.0, 3.0]) == summary.Spread(mean=2.0, sd=math.sqrt(2), n=2)
+
+
+def test_the_interval_of_a_ratio_never_goes_below_zero_and_is_the_same_from_either_side() -> None:
+    found = summary.ratio([0.5, 1.6])
+    assert found.mean == pytest.approx(math.sqrt(0.8))
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 < found.low < found.mean < found.high
+    other = summary.ratio([1 / 0.5, 1 / 1.6])
+    assert (other.mean, other.low, other.high) == pytest.approx((1 / found.mean, 1 / found.high, 1 / found.low))
+
+
+def test_a_band_of_shares_stays_between_nothing_and_all() -> None:
+    drawn = Figure().add_subplot()
+    plots._band(drawn, {"full": ([1.0, 2.0], np.array([[0.0, 1.0], [0.3, 0.9]]))}, most=1.0)
+    (band,) = drawn.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() >= 0
+    assert heights.max() <= 1
 
 
 def test_the_time_ratio_is_of_steps_done_one_after_the_other() -> None:
