@@ -36,6 +36,7 @@ format:  ## Mend what `check` would complain of, as far as a tool can
 bench:  ## Requests per second over HTTP, the cost of the layers, of private training and of the bounds
 	$(SETUP) .venv cpu,train,test,privacy
 	$(BIN)/python bench/infer.py $(ARGS)
+	$(BIN)/python bench/floor.py
 	$(BIN)/python bench/processes.py
 	$(BIN)/python bench/jobs.py
 	$(BIN)/python bench/layers.py
