@@ -21,7 +21,7 @@ DIRECTIONS = 8
 KEPT = 4
 """Of the best directions, that the next round tries again beside new ones."""
 SCALES = (1.0, 0.1, 10.0)
-SECONDS = 10.0
+SECONDS = 5.0
 UNKNOWN = 64
 """What takes the place of a size that the file leaves open, other than the batch's."""
 DATATYPES: dict[str, tuple[Any, float]] = {
