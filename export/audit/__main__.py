@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (AuditError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    except MemoryError:
+        print(f"there is not enough memory for an audit of {options.model}", file=sys.stderr)
+        return 1
     print(report.model_dump_json(indent=2) if options.json else as_text(report))
     return 0
 

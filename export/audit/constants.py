@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from export.audit.node import Node
+from export.audit.report import AuditError
 from export.audit.values import Array, Dim, Value
 
 LARGEST = 2**27
@@ -83,6 +84,21 @@ def constant(name: str, array: Array) -> Value:
         constant=array,
         sizes=tuple(map(int, array.ravel())) if small_integers else None,
     )
+
+
+def initialiser(tensor: TensorProto, name: str | None = None) -> Value:
+    """Return the value of a constant of the file, under its own name or another.
+
+    Raises:
+        AuditError: its bytes are not those of a tensor.
+    """
+    try:
+        return constant(tensor.name if name is None else name, np.asarray(numpy_helper.to_array(tensor)))
+    except MemoryError:
+        raise
+    except Exception as error:  # NumPy and ONNX raise whatever they like at bytes that do not fit
+        why = " ".join(str(error).split())
+        raise AuditError(f"the constant {tensor.name!r} cannot be read: {why}") from None
 
 
 def is_floating(array: Array) -> bool:

@@ -12,6 +12,7 @@ from export.audit.elementwise import stays
 from export.audit.moving import KEEPS_ROWS
 from export.audit.node import Node
 from export.audit.relations import MOST_ENTRIES, WIDEST, Expression, Real, Relations, norm, scaled
+from export.audit.report import AuditError
 from export.audit.values import NoBoundError, Value
 from specnorm_core.convolution import geometry_of
 from specnorm_core.convolution_bounds import dense
@@ -30,7 +31,9 @@ def follow(relations: Relations, node: Node, results: Sequence[Value]) -> None:
         return
     try:
         found = rule(relations, node)
-    except (NoBoundError, ValueError):
+    except (AuditError, MemoryError):
+        raise
+    except Exception:  # whatever it was: then nothing is known here, and the walk has a bound without
         return
     for value, expression in zip(results, found, strict=False):
         if expression is not None and value.row_size() == expression.shape and value.bound > 0:

@@ -14,6 +14,9 @@ from export.audit.report import AuditedLayer
 from export.audit.values import Array, Dim, NoBoundError, Shape, Value, plus, root, times
 from specnorm_core.bounds import Deadline, Proved, conv_sigma_estimate, prove_conv_sigma, prove_sigma, sigma_estimate
 
+FARTHEST = 2**16
+"""Largest stride, dilation and padding: no small file can ask for a large array."""
+
 
 class Norms(NamedTuple):
     """A norm from below and from above, and what makes the latter looser than it might be."""
@@ -163,6 +166,8 @@ def options(node: Node, axes: int) -> tuple[list[int], list[int], list[tuple[int
         pads = [0] * 2 * axes
     if len(strides) != axes or len(dilations) != axes or len(pads) != 2 * axes:
         raise NoBoundError(f"its strides, dilations and pads do not fit {axes} axes")
+    if max([*strides, *dilations, *map(abs, pads)], default=0) > FARTHEST:
+        raise NoBoundError(f"its windows lie more than {FARTHEST} apart, or beyond the border")
     return strides, dilations, list(zip(pads[:axes], pads[axes:], strict=True))
 
 

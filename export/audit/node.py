@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from export.audit.report import AuditedLayer
@@ -47,7 +47,7 @@ class Node:
     @property
     def place(self) -> str:
         """Operator and place, as a reader of the graph would look for it."""
-        return f"{self.op} at {self.proto.name or self.proto.output[0]!r}"
+        return f"{self.op} at {self.proto.name or next(iter(self.proto.output), '')!r}"
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
@@ -134,8 +134,3 @@ class Node:
         except Exception as error:  # the reference raises whatever numpy does
             raise NoBoundError(f"the reference implementation cannot compute it ({error})") from None
         return [np.asarray(next(results)) if name else np.zeros(0) for name in self.proto.output]
-
-
-def to_array(tensor: onnx.TensorProto) -> Array:
-    """Return the content of an initialiser."""
-    return np.asarray(numpy_helper.to_array(tensor))

@@ -21,7 +21,8 @@ from export.audit.linear import convolution_norms, convolved_shape, framed, matr
 from export.audit.moving import KEEPS_ROWS, gather_repeats
 from export.audit.node import Node
 from export.audit.reducing import reduced_axes
-from export.audit.values import Array, NoBoundError, Value
+from export.audit.report import AuditError
+from export.audit.values import Array, NoBoundError, Value, unforeseen
 
 UNIT = 2.0**-24
 """Unit roundoff of float32."""
@@ -89,8 +90,10 @@ class Roundings:
             if not reachable(found.size):
                 raise NoBoundError("its numbers may overflow float32")
             self.held[name] = found
-        except NoBoundError as error:
-            self.causes[name] = f"{node.place}: {error}"
+        except (AuditError, MemoryError):
+            raise
+        except Exception as error:  # what no rule foresaw is as good a reason for no radius as what one did
+            self.causes[name] = f"{node.place}: {error if isinstance(error, NoBoundError) else unforeseen(error)}"
 
     def error(self, output: str) -> Affine:
         """Return how far a row of an output may be from the exact one.

@@ -9,10 +9,10 @@ import onnx
 
 from export.audit import box, constants, entries, formulas
 from export.audit.elementwise import entrywise
-from export.audit.node import Node, to_array
+from export.audit.node import Node
 from export.audit.report import AuditedLayer, AuditError
 from export.audit.rules import RULES
-from export.audit.values import Dim, Formula, NoBoundError, Value
+from export.audit.values import Dim, Formula, NoBoundError, Value, unforeseen
 
 INFINITE_ALLOWED = {"Clip", "Max", "Min", "Pad", "Where"}
 NAN_ALLOWED = {"ai.onnx.ml.Imputer"}
@@ -76,7 +76,7 @@ def opened(nodes: Iterable[onnx.NodeProto], values: dict[str, Value], opset: int
         mine = {**inner, "": f"{proto.output[0]}/"}
         for tensor in branch.initializer:
             mine[tensor.name] = f"{proto.output[0]}/{tensor.name}"
-            add([constants.constant(mine[tensor.name], to_array(tensor))], values)
+            add([constants.initialiser(tensor, mine[tensor.name])], values)
         yield from opened(branch.node, values, opset, mine)
         for output, result in zip(proto.output, branch.output, strict=False):
             name = next(
@@ -110,7 +110,7 @@ def inside(node: Node, values: Mapping[str, Value], opset: int) -> list[AuditedL
     graphs = [g for a in node.proto.attribute if a.type in GRAPHS for g in ([a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs)]
     found = []
     for graph in graphs:
-        known = {**values, **{tensor.name: constants.constant(tensor.name, to_array(tensor)) for tensor in graph.initializer}}
+        known = {**values, **{tensor.name: constants.initialiser(tensor) for tensor in graph.initializer}}
         known.update({value.name: undefined(value.name) for value in graph.input})
         sparse = [tensor.values.name for tensor in graph.sparse_initializer]
         for value in {*sparse, *(name for inner in graph.node for name in inner.output)}:
@@ -125,9 +125,20 @@ def undefined(name: str) -> Value:
 
 
 def visit(node: Node) -> list[Value]:
-    """Return the outputs of a node."""
+    """Return the outputs of a node; one that a rule fails at has no bound, and every other node its own."""
+    try:
+        return ruled(node)
+    except (AuditError, MemoryError):
+        raise
+    except Exception as error:  # a rule meets what nobody foresaw: a traceback would take the bounds of all the rest with it
+        causes = causes_of(node) or (f"{node.place}: {unforeseen(error)}",)
+        return [Value(name, None, bound=math.inf, causes=causes) for name in node.proto.output]
+
+
+def ruled(node: Node) -> list[Value]:
+    """Return the outputs of a node by its rule."""
     given = [value for value in node.inputs if value is not None]
-    causes = tuple(dict.fromkeys(cause for value in given for cause in value.causes))
+    causes = causes_of(node)
     fixed = False
     formula = None
     try:
@@ -153,6 +164,11 @@ def visit(node: Node) -> list[Value]:
     return [box.narrowed(node, first) if node.boxed else first, *kept[1:]]
 
 
+def causes_of(node: Node) -> tuple[str, ...]:
+    """Return what stood in the way of a bound before this node, each cause once."""
+    return tuple(dict.fromkeys(cause for value in node.inputs if value is not None for cause in value.causes))
+
+
 def is_fixed(node: Node, given: list[Value], causes: tuple[str, ...]) -> bool:
     """Say whether what the node gives does not depend on the float inputs: it is computed from what does not, or from sizes alone."""
     too_large = node.op in constants.SIZES and node.op not in RULES and all(value.constant is not None for value in given)
@@ -163,7 +179,7 @@ def is_fixed(node: Node, given: list[Value], causes: tuple[str, ...]) -> bool:
 def finished(node: Node, value: Value, place: int, formula: Formula | None) -> Value:
     """Return a result with what it inherits: causes, notes, its maker and limits; a bound that is no number has a cause."""
     given = [v for v in node.inputs if v is not None]
-    why = tuple(dict.fromkeys([*(cause for v in given for cause in v.causes), *value.causes]))
+    why = tuple(dict.fromkeys([*causes_of(node), *value.causes]))
     if not why and not math.isfinite(value.bound):
         why = (f"{node.place}: the bound grows beyond the largest float64",)
     return replace(

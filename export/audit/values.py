@@ -32,6 +32,11 @@ class NoBoundError(Exception):
         self.rows = rows
 
 
+def unforeseen(error: Exception) -> str:
+    """Return the reason that an error which no rule expects leaves a node without a bound, in one line."""
+    return " ".join(f"the rule could not follow it ({type(error).__name__}: {error})".split())
+
+
 @dataclass(frozen=True)
 class Coordinates:
     """A tensor whose entry ``e`` is a function of the entry ``index[e]`` alone of the same row of ``origin``, with slopes ``<= weight[e]``.

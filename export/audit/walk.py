@@ -14,7 +14,7 @@ from export.audit import ambiguous, constants
 from export.audit.box import Box, boxed
 from export.audit.chain import Certificate, certify
 from export.audit.followed import follow
-from export.audit.node import Node, to_array
+from export.audit.node import Node
 from export.audit.relations import Relations
 from export.audit.report import AuditedLayer, AuditError, Bounds, Report
 from export.audit.steps import undefined, walked
@@ -27,6 +27,8 @@ DATATYPES: dict[int, str] = {
     **{getattr(TensorProto, name): name for name in ("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")},
     **{TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.FLOAT: "FP32", TensorProto.DOUBLE: "FP64"},
 }
+LONGEST = 2**31
+"""Bytes that no protocol buffer has: a larger model keeps its weights in other files."""
 HINT = "specnorm.certificate."
 """Metadata of a file under this and the name of an output may hold a certificate, which spares the search for it."""
 
@@ -72,7 +74,7 @@ def certified(
     ``watch`` is shown every node with what is known of its outputs.
     """
     graph, opset, hints = opened(model)
-    weights = {tensor.name: constants.constant(tensor.name, to_array(tensor)) for tensor in graph.initializer}
+    weights = {tensor.name: constants.initialiser(tensor) for tensor in graph.initializer}
     if not isinstance(model, onnx.ModelProto):
         del graph.initializer[:]  # nobody else's, and the arrays are copies
         graph = released(graph)
@@ -138,6 +140,8 @@ def opened(model: bytes | Path | onnx.ModelProto) -> tuple[onnx.GraphProto, int,
     Raises:
         AuditError: it is no whole ONNX model, or one that may be read in two ways.
     """
+    if isinstance(model, Path) and model.stat().st_size >= LONGEST:
+        raise AuditError("the file is no ONNX model: it has 2 GiB or more")
     try:
         content = model.read_bytes() if isinstance(model, Path) else model
         model = onnx.load_from_string(content) if isinstance(content, bytes) else content
@@ -148,12 +152,24 @@ def opened(model: bytes | Path | onnx.ModelProto) -> tuple[onnx.GraphProto, int,
         raise AuditError("the file is no ONNX model: it has no output")
     ambiguous.refuse(model)
     if model.functions:
-        model = inline_local_functions(model)
+        model = inlined(model)
     outside = [tensor.name for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
     if outside:
         raise AuditError(f"the model keeps {outside[0]!r} in another file; store it with its weights inside")
     versions = [opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
     return model.graph, int(versions[0]) if versions else 1, {entry.key: entry.value for entry in model.metadata_props}
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its local functions put in their place.
+
+    Raises:
+        AuditError: they cannot be.
+    """
+    try:
+        return inline_local_functions(model)
+    except (ValueError, RuntimeError, DecodeError) as error:
+        raise AuditError(f"its local functions cannot be put in their place: {' '.join(str(error).split())}") from None
 
 
 def released(graph: onnx.GraphProto) -> onnx.GraphProto:
