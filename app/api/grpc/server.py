@@ -1,6 +1,7 @@
 """The gRPC service: its methods, each a few lines on the catalog, and the statuses of what goes wrong."""
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
@@ -19,6 +20,7 @@ from app.api.v2_load import model_file
 from app.errors import SpecnormError, UnavailableError
 from app.inference import describe
 from app.inference.catalog import Catalog
+from app.observability import new_request_id, request_id, trace_id, trace_of
 from app.security import Access, authorise
 from app.settings import Settings
 from app.totals import Tree
@@ -57,6 +59,7 @@ async def start(
     Raises:
         UnavailableError: the port cannot be bound.
     """
+    logging.getLogger("grpc").setLevel(max(logging.INFO, log.getEffectiveLevel()))  # at debug it tells of its own event loop
     most = settings.max_binary_bytes + _OVERHEAD
     sizes = [
         ("grpc.max_receive_message_length", most),
@@ -195,12 +198,18 @@ class _Guarded:
 
     def unary(self, name: str, path: str, method: Method) -> Any:
         async def handle(message: Any, context: Any) -> Any:
+            begun = _begin(context)
             try:
                 self._judge(path, context)
                 with self._traced(name, context):
-                    return await method(message)
+                    answer = await method(message)
             except Exception as error:
-                await context.abort(*_status(error))
+                code, sentence = _status(error)
+                _tell(name, code, begun)
+                await context.abort(code, sentence)
+            else:
+                _tell(name, grpc.StatusCode.OK, begun)
+                return answer
 
         return grpc.unary_unary_rpc_method_handler(
             handle, CLASSES[f"{name}Request"].FromString, CLASSES[f"{name}Response"].SerializeToString
@@ -210,17 +219,25 @@ class _Guarded:
         kind = CLASSES["ModelStreamInferResponse"]
 
         async def handle(messages: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+            begun = _begin(context)
             try:
                 self._judge("/v2", context)
             except SpecnormError as error:
-                await context.abort(*_status(error))
+                code, sentence = _status(error)
+                _tell(name, code, begun)
+                await context.abort(code, sentence)
             async for message in messages:
+                begun = _begin(context)
                 try:
                     with self._traced(name, context):
                         response = await method(message)
-                    yield kind(infer_response=response)
                 except Exception as error:
-                    yield kind(error_message=_status(error)[1], infer_response={"id": message.id})
+                    code, sentence = _status(error)
+                    _tell(name, code, begun)
+                    yield kind(error_message=sentence, infer_response={"id": message.id})
+                else:
+                    _tell(name, grpc.StatusCode.OK, begun)
+                    yield kind(infer_response=response)
 
         return grpc.stream_stream_rpc_method_handler(handle, CLASSES[f"{name}Request"].FromString, kind.SerializeToString)
 
@@ -234,6 +251,21 @@ class _Guarded:
             return nullcontext()
         attributes = {"rpc.system": "grpc", "rpc.service": SERVICE, "rpc.method": name}
         return self._tracing.request(f"{SERVICE}/{name}", _headers(context), attributes)
+
+
+def _begin(context: Any) -> float:
+    """Give what is logged from here on the id and the trace of a request, and return the time."""
+    headers = _headers(context)
+    given = next((value.decode() for name, value in headers if name == b"x-request-id"), None)
+    request_id.set(new_request_id(given))
+    trace_id.set(trace_of(headers))
+    context.set_trailing_metadata((("x-request-id", request_id.get()),))
+    return time.monotonic()
+
+
+def _tell(name: str, code: grpc.StatusCode, begun: float) -> None:
+    """Write the one line of a request."""
+    log.debug("gRPC %s %s after %.1f ms", name, code.name, 1e3 * (time.monotonic() - begun))
 
 
 def _headers(context: Any) -> list[tuple[bytes, bytes]]:

@@ -1,5 +1,7 @@
 """The protocol over gRPC: the stock client against the real service, and the table of messages against the client's own."""
 
+import json
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from app.api.grpc.messages import CLASSES, MESSAGES, SERVICE
 from app.db import connect
+from app.observability import FORMATS
 from app.registry.blobs import Blobs
 from app.registry.registry import Registry
 from app.security import create_key
@@ -181,6 +184,45 @@ def test_statistics_count_what_came_over_grpc(client: Any) -> None:
     (told,) = client.get_inference_statistics("INT8").model_stats
     assert told.inference_stats.success.count == before + 1
     assert told.batch_stats[0].compute_infer.count >= 1
+
+
+def test_a_request_writes_one_line_at_debug_with_the_id_that_its_caller_can_read_and_its_trace(
+    client: Any, address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines: list[dict[str, str]] = []
+
+    class Sink(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(FORMATS["json"]().format(record)))
+
+    sink, trace = Sink(), "0af7651916cd43dd8448eb211c80319c"
+    message = service_pb2.ModelInferRequest(model_name="nobody")
+    logging.getLogger().addHandler(sink)
+    try:
+        with caplog.at_level(logging.DEBUG):
+            client.infer("affine", [asked(X, "FP32")], headers={"x-request-id": "mine", "traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+            with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(
+                    f"/{SERVICE}/ModelInfer",
+                    request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+                    response_deserializer=service_pb2.ModelInferResponse.FromString,
+                )(message)
+            with grpc.insecure_channel(address) as channel:
+                stream = channel.stream_stream(
+                    f"/{SERVICE}/ModelStreamInfer",
+                    request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+                    response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+                )
+                assert len(list(stream(iter([message, message])))) == 2
+    finally:
+        logging.getLogger().removeHandler(sink)
+    own = [line for line in lines if "gRPC" in line["message"]]
+    assert [line["message"].rsplit(" after ")[0] for line in own] == ["gRPC ModelInfer OK", *["gRPC ModelInfer NOT_FOUND"] * 3]
+    assert [line.get("trace_id") for line in own] == [trace, None, None, None]
+    assert own[0]["request_id"] == "mine"
+    assert ("x-request-id", own[1]["request_id"]) in [tuple(pair) for pair in refused.value.trailing_metadata()]
+    assert len({line["request_id"] for line in own}) == 4
+    assert not [line for line in lines if line["logger"].startswith("grpc")]
 
 
 def test_with_keys_a_call_needs_one_of_the_right_scope(models: Any, listen: Any, tmp_path: Path) -> None:
