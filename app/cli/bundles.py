@@ -19,13 +19,18 @@ Which = Annotated[str, typer.Argument(help="NAME:VERSION, NAME@ALIAS, or NAME fo
 
 def import_(
     path: Annotated[Path, typer.Argument(exists=True, help="An ONNX file, or a bundle: its folder, or one .zip file.")],
-    name: Annotated[str, typer.Option(help="Name of the model that it becomes the next version of.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the model that it becomes the next version of; by default that of the file, without its ending."),
+    ] = None,
     workspace: Workspace = None,
     url: Url = None,
 ) -> None:
     """Judge a model that came from elsewhere, and publish it: with a Lipschitz bound where its audit proves one."""
     from app.registry.registry import check_name  # noqa: PLC0415 - loaded by those commands that need it
 
+    if name is None:
+        name = path.resolve().name if path.is_dir() else path.stem
     check_name(name)
     if url:
         _send(Service(url), path, name)

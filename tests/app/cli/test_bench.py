@@ -22,8 +22,8 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.startswit
 @pytest.fixture
 def url(tmp_path: Path, models: Any) -> Iterator[str]:
     stored = registry(tmp_path / "workspace")
-    artifact = models.affine()
-    stored.promote("affine", stored.publish("affine", artifact.manifest, {bundle.MODEL: artifact.model}), why="test", who="test")
+    for name, artifact in (("affine", models.affine()), ("flags", models.identity("BOOL", 3, bound=None))):
+        stored.promote(name, stored.publish(name, artifact.manifest, {bundle.MODEL: artifact.model}), why="test", who="test")
     stored.database.dispose()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -56,6 +56,14 @@ def test_every_case_is_measured_beside_the_limit_in_process_and_plotted(url: str
     told = run(tmp_path, "--url", url, "--model", "affine", "--binary", "--workspace", "elsewhere")
     assert told.returncode == 0
     assert "connections" in told.stdout
+
+
+def test_a_model_without_rows_is_measured_once_for_each_kind_of_data(url: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "--url", url, "--model", "flags", "--json", "--rows", "2,64", "--connections", "1")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [(row["data"], row["rows"]) for row in rows] == [("binary", 1), ("JSON", 1)]
+    assert all(row["rows_per_s"] == row["requests_per_s"] for row in rows)
 
 
 def test_what_cannot_be_measured_is_a_sentence(url: str, tmp_path: Path) -> None:

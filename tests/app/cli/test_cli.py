@@ -76,9 +76,12 @@ def serving(workspace: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str]
 
 
 def test_a_bare_onnx_file_is_judged_and_published_and_a_hostile_one_is_not(run: Run, workspace: Path, models: Any) -> None:
-    (workspace.parent / "m.onnx").write_bytes(models.honest(2.0).model)
-    done = run("models", "import", "m.onnx", "--name", "bare", "--workspace", str(workspace))
+    for file in ("bare.onnx", "no name.onnx"):
+        (workspace.parent / file).write_bytes(models.honest(2.0).model)
+    done = run("models", "import", "bare.onnx", "--workspace", str(workspace))
     assert (done.returncode, done.stderr) == (0, "bare:1 is published and live\n")
+    done = run("models", "import", "no name.onnx", "--workspace", str(workspace))
+    assert (done.returncode, "'no name' is no model name" in done.stderr) == (1, True)
     stored = registry(workspace).manifest("bare", "1")
     assert stored.origin == "import"
     assert stored.lipschitz.bound is not None
@@ -175,19 +178,19 @@ def test_an_exported_bundle_is_whole(run: Run, workspace: Path, tmp_path: Path) 
 
 
 def test_a_bundle_is_imported_only_if_its_bytes_prove_its_manifest(run: Run, workspace: Path, models: Any, tmp_path: Path) -> None:
-    for name, scale in (("true", 0.5), ("boastful", 2.0)):
+    for name, scale in (("foreign.a", 0.5), ("boastful", 2.0)):
         artifact = models.honest(scale, bound=1.0)
         bundle.write(tmp_path / name, artifact.manifest, {bundle.MODEL: artifact.model})
-    done = run("models", "import", "true", "--name", "foreign", "--workspace", str(workspace))
-    assert (done.returncode, "foreign:1 is published and live" in done.stderr) == (0, True)
-    done = run("models", "import", "boastful", "--name", "foreign", "--workspace", str(workspace))
+    done = run("models", "import", "foreign.a", "--workspace", str(workspace))
+    assert (done.returncode, "foreign.a:1 is published and live" in done.stderr) == (0, True)
+    done = run("models", "import", "boastful", "--name", "foreign.a", "--workspace", str(workspace))
     assert done.returncode == 1
     assert re.fullmatch("specnorm: the manifest promises a Lipschitz bound of 1.0, .+\n", done.stderr)
     junk = models.affine().manifest.model_copy(update={"files": {bundle.MODEL: bundle.digest(b"junk")}})
     bundle.write(tmp_path / "junk", junk, {bundle.MODEL: b"junk"})
-    done = run("models", "import", "junk", "--name", "foreign", "--workspace", str(workspace))
+    done = run("models", "import", "junk", "--name", "foreign.a", "--workspace", str(workspace))
     assert (done.returncode, done.stderr) == (1, "specnorm: the file is no ONNX model\n")
-    assert registry(workspace).versions("foreign") == ["1"]
+    assert registry(workspace).versions("foreign.a") == ["1"]
 
 
 def test_verify_proves_every_promise_again_and_finds_a_changed_byte(run: Run, tmp_path: Path, models: Any) -> None:
