@@ -172,6 +172,7 @@ def _open(model: bytes, settings: Settings) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.threads or max(1, available_cpus() // settings.processes)
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # or activations at quantised weights get 8 bits
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn the worker's cores
     options.log_severity_level = 4  # what goes wrong is raised, and logged by whoever catches it
     have = ort.get_available_providers()

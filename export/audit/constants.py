@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
@@ -55,6 +56,13 @@ SIZES: dict[str, Callable[[Sequence[Array]], int]] = {
 """How many numbers an operator gives; only operators that are here are folded."""
 
 
+LOOSE = frozenset(
+    ["CumSum", "Erf", "Exp", "Log", "MatMul", "Mean", "Pow", "Sigmoid", "Softmax", "Softplus", "Sum", "Tanh"]
+    + [op for op in SIZES if op.startswith("Reduce") and op not in {"ReduceMax", "ReduceMin"}]
+)
+"""Operators that IEEE 754 does not settle: sums of several terms have an order, and functions are approximations."""
+
+
 def fold(node: Node) -> list[Value] | None:
     """Return the outputs of a node whose inputs are all constant; None where it is not one that is folded.
 
@@ -71,7 +79,16 @@ def fold(node: Node) -> list[Value] | None:
         return None
     if size > LARGEST:
         return None
-    return [constant(name, array) for name, array in zip(node.proto.output, node.run({}), strict=True)]
+    found = [constant(name, array) for name, array in zip(node.proto.output, node.run({}), strict=True)]
+    notes = tuple(dict.fromkeys([*(note for value in given for note in value.notes), *note_of(node, [*given, *found])]))
+    return [replace(value, notes=notes) for value in found] if notes else found
+
+
+def note_of(node: Node, values: Sequence[Value]) -> list[str]:
+    """Return what the value of a constant leaves out: runtimes sum and approximate as they like, and round what meets quantised ones."""
+    if node.op in LOOSE and any(value.floating for value in values):
+        return [f"{node.place}: it makes a constant whose last digits differ between runtimes"]
+    return [f"{node.place}: runtimes may round what meets quantised weights"] if node.op == "DequantizeLinear" else []
 
 
 def constant(name: str, array: Array) -> Value:

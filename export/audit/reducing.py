@@ -145,11 +145,11 @@ REDUCTIONS: dict[str, Callable[[Sequence[Dim]], float]] = {
 
 
 def reduced_axes(node: Node) -> tuple[int, ...]:
-    """Return the axes that a reduction runs over."""
+    """Return the axes that a reduction runs over; one that is named twice counts once."""
     axes = node.option("axes", 1, None)
     if not axes:
         return () if node.attribute("noop_with_empty_axes", 0) else tuple(range(node.rank()))
-    return node.axes([int(a) for a in axes], node.rank())
+    return tuple(dict.fromkeys(node.axes([int(a) for a in axes], node.rank())))
 
 
 def reduction(node: Node) -> Value:

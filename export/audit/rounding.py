@@ -71,29 +71,36 @@ class Roundings:
 
     def follow(self, node: Node, results: Sequence[Value]) -> None:
         """Add what is proved of the first output of a node, or why nothing is."""
-        given = [value for value in node.inputs if value is not None and value.constant is None]
-        if not given or not results:
-            return
-        name = results[0].name
-        earlier = next((self.causes[value.name] for value in given if value.name in self.causes), None)
-        if earlier is not None:
-            self.causes[name] = earlier
-            return
+        given = [value for value in node.inputs if value is not None]
+        why = next((self.causes[value.name] for value in given if value.name in self.causes), None)
         try:
-            if not all(value.name in self.held for value in given):
-                raise NoBoundError("it does not depend on one float32 input alone")
-            if node.op not in ROUNDED:
-                raise NoBoundError("nothing is known of how accurately it is computed")
-            if results[0].row_size() is None or results[0].causes:
-                raise NoBoundError("its rows are not proved to be apart, or have no known size")
-            found = ROUNDED[node.op](self, node, results[0])
-            if not reachable(found.size):
-                raise NoBoundError("its numbers may overflow float32")
-            self.held[name] = found
+            if why is None and any(value.constant is None for value in given):
+                self.held.update({value.name: self.proved(node, value) for value in results[:1]})
+            elif why is None and results and not settled(node, given, results[0]):
+                raise NoBoundError("runtimes differ on the constant that it makes, or on what meets it")
         except (AuditError, MemoryError):
             raise
         except Exception as error:  # what no rule foresaw is as good a reason for no radius as what one did
-            self.causes[name] = f"{node.place}: {error if isinstance(error, NoBoundError) else unforeseen(error)}"
+            why = f"{node.place}: {error if isinstance(error, NoBoundError) else unforeseen(error)}"
+        if why is not None:
+            self.causes.update({value.name: why for value in results})
+
+    def proved(self, node: Node, result: Value) -> Rounded:
+        """Return what is proved of the first output of a node.
+
+        Raises:
+            NoBoundError: nothing is.
+        """
+        if not all(value.name in self.held for value in node.inputs if value is not None and value.constant is None):
+            raise NoBoundError("it does not depend on one float32 input alone")
+        if node.op not in ROUNDED:
+            raise NoBoundError("nothing is known of how accurately it is computed")
+        if result.row_size() is None or result.causes:
+            raise NoBoundError("its rows are not proved to be apart, or have no known size")
+        found = ROUNDED[node.op](self, node, result)
+        if not reachable(found.size):
+            raise NoBoundError("its numbers may overflow float32")
+        return found
 
     def error(self, output: str) -> Affine:
         """Return how far a row of an output may be from the exact one.
@@ -114,6 +121,13 @@ class Roundings:
         if value.name not in self.held:
             raise NoBoundError(f"its input {value.name!r} is a constant")
         return self.held[value.name]
+
+
+def settled(node: Node, given: Sequence[Value], result: Value) -> bool:
+    """Say whether every runtime makes the same constant: of numbers that it moves or takes as they are, or of none but whole ones."""
+    if node.op == "Cast" and any(value.floating for value in given):
+        return result.floating
+    return node.op in SETTLED or not any(value.floating for value in [*given, result])
 
 
 def gamma(terms: int) -> float:
@@ -258,3 +272,5 @@ ROUNDED: dict[str, Callable[[Roundings, Node, Value], Rounded]] = {
     "Sub": shifted,
 }
 """What each operator does; of one that is not here nothing is proved. Exact ones choose or move numbers."""
+SETTLED = {*KEEPS_ROWS, "Abs", "Cast", "Concat", "Constant", "ConstantOfShape", "Expand", "Identity", "Neg", "Shape", "Size", "Tile"}
+"""Operators that make the same constant in every runtime."""

@@ -61,6 +61,7 @@ def searched(
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 0 if wide else 1, 4
     options.enable_cpu_mem_arena = not wide
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # or activations that meet quantised weights are rounded to 8 bits
     if wide:  # what follows would hold the weights twice
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.add_session_config_entry("session.disable_prepacking", "1")

@@ -18,6 +18,11 @@ INFINITE_ALLOWED = {"Clip", "Max", "Min", "Pad", "Where"}
 NAN_ALLOWED = {"ai.onnx.ml.Imputer"}
 GRAPHS = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
 RANDOM = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+SEVERAL = {
+    *("Add", "Concat", "Div", "Einsum", "Gemm", "MatMul", "Max", "Mean", "Min", "Mul", "ScatterElements", "ScatterND", "Sub", "Sum"),
+    *("Where", "ai.onnx.ml.FeatureVectorizer"),
+}
+"""Operators whose rule counts every input that moves; of any other it counts the first."""
 SIZE_ONLY = {"Shape", "Size"}
 SHARED_LIMITS = {"Split"}
 """Operators all of whose outputs lie between the same limits."""
@@ -154,6 +159,7 @@ def ruled(node: Node) -> list[Value]:
             )
         results = RULES[node.op](with_sizes(node))
         results = [results] if isinstance(results, Value) else list(results)
+        still(node)
     except NoBoundError as error:
         why = () if fixed else causes or (f"{node.place}: {error}",)
         shape = given[0].shape if given and error.rows else None
@@ -167,6 +173,17 @@ def ruled(node: Node) -> list[Value]:
 def causes_of(node: Node) -> tuple[str, ...]:
     """Return what stood in the way of a bound before this node, each cause once."""
     return tuple(dict.fromkeys(cause for value in node.inputs if value is not None for cause in value.causes))
+
+
+def still(node: Node) -> None:
+    """Make sure that only the first input of a node moves, where its rule counts no other.
+
+    Raises:
+        NoBoundError: another does.
+    """
+    moving = [value.name for value in node.inputs[1:] if value is not None and not value.fixed]
+    if moving and node.op not in SEVERAL:
+        raise NoBoundError(f"its input {moving[0]!r} depends on the input")
 
 
 def is_fixed(node: Node, given: list[Value], causes: tuple[str, ...]) -> bool:

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from app.errors import CorruptError, InvalidRequestError, UnavailableError
 from app.inference.runtime import PACKAGES, installed
 from app.inference.session import DEVICES, Session, Stop, available_cpus
 from app.settings import Settings
-from export.bundle import InputDomain, Signature
+from export.bundle import InputDomain, Signature, Tensor
 
 
 @pytest.fixture
@@ -24,6 +25,24 @@ def test_a_session_gives_every_output_by_name(models: Any, settings: Settings) -
     outputs = session.run({"input": np.array([[1, 2, 3]], np.float32)})
     assert {name: array.tolist() for name, array in outputs.items()} == {"logits": [[2, 4, 6]], "certified_radius": [6]}
     assert session.device == "cpu"
+
+
+def test_activations_that_meet_quantised_weights_are_not_rounded(models: Any, settings: Settings) -> None:
+    """ONNX Runtime rounds them to 8 bits unless it is told not to, and nothing that is proved of the graph is true of such answers."""
+    rng = np.random.default_rng(0)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 8]) for name in ("input", "logits"))
+    weights = [rng.integers(-100, 100, (8, 8)).astype(np.int8), np.float32(0.1), np.int8(3)]
+    nodes = [helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"]), helper.make_node("Gemm", ["input", "w"], ["logits"])]
+    constants = [numpy_helper.from_array(np.asarray(weight), name) for weight, name in zip(weights, "qsz", strict=True)]
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], constants), opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    signature = Signature(
+        inputs=(Tensor(name="input", datatype="FP32", shape=(-1, 8)),), outputs=(Tensor(name="logits", datatype="FP32", shape=(-1, 8)),)
+    )
+    manifest = models.affine().manifest.model_copy(update={"signature": signature})
+    rows = rng.standard_normal((4, 8)).astype(np.float32)
+    answer = Session(model.SerializeToString(), manifest, settings).run({"input": rows})["logits"]
+    exact = rows.astype(np.float64) @ ((weights[0].astype(np.float64) - 3) * float(weights[1]))
+    assert np.abs(answer - exact).max() < 1e-4
 
 
 def test_a_run_that_was_ended_on_purpose_is_no_news_and_one_that_fails_is(
