@@ -134,6 +134,8 @@ def sentence(error: RequestValidationError) -> tuple[str, str | None]:
     where = ".".join(str(part) for part in problem["loc"][1:] if not str(part).startswith("function-"))
     if problem["type"] == "json_invalid":
         return "The body is not valid JSON.", None
+    if type(error.body) is bytes and error.body:  # it was not read
+        return "The body is read where its Content-Type is application/json.", None
     reason = str(problem["msg"]).removeprefix("Value error, ")
     return (f"{where}: {reason}" if where else reason), where or None
 

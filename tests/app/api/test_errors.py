@@ -55,6 +55,12 @@ def test_an_error_under_v1_is_openais_object() -> None:
     assert body == {"error": {"message": "it is running", "type": "invalid_request_error", "param": "job", "code": "conflict"}}
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_a_body_that_is_not_said_to_be_json_is_refused_for_that(kind: str) -> None:
+    status, body, _ = answer("POST", "/admin/things", content=b'{"count": 1}', headers={"Content-Type": kind})
+    assert (status, body) == (400, {"error": "The body is read where its Content-Type is application/json."})
+
+
 def test_an_error_elsewhere_is_one_string() -> None:
     status, body, _ = answer("POST", "/admin/things", json={"count": 1})
     assert (status, body) == (409, {"error": "it is running"})
