@@ -123,6 +123,23 @@ async def test_a_promotion_that_fails_leaves_the_live_version(three: Any, catalo
     assert [(state.version, state.state) for state in await own.states()] == [("1", "UNAVAILABLE"), ("2", "READY"), ("3", "UNAVAILABLE")]
 
 
+async def test_a_version_that_failed_is_read_again_where_it_is_prepared_again(
+    three: Any, models: Any, catalog: Callable[..., Catalog]
+) -> None:
+    own = catalog()
+    await own.start()
+    three.damage("m", "3")
+    for _ in range(2):
+        with pytest.raises(CorruptError, match="sha256"):
+            await own.prepare("m", "3")
+    assert three.reads.count(("m", "3")) == 2
+    three.remove("m", "3")
+    three.add("m", "3", models.affine(5.0))
+    await own.prepare("m", "3")
+    assert own.live_version("m") == "2"
+    assert (await own.get("m", "3")).version == "3"
+
+
 async def test_a_model_that_cannot_be_loaded_does_not_keep_the_others_from_serving(
     three: Any, models: Any, catalog: Callable[..., Catalog]
 ) -> None:

@@ -155,6 +155,14 @@ def test_it_is_the_absolute_weights_that_count():
     assert bound(graph([("Conv", ["x", "w"], "y", {})], {"w": kernel}, (4, 2, 2))).slope == pytest.approx(4 * 6 * UNIT, rel=1e-3)
 
 
+def test_what_a_border_copies_counts_in_what_the_sums_after_it_round():
+    """From an image of 2 x 2 that is wrapped around, 3 x 3 ones sum nine numbers into each pixel: norm 9, that of the sums is less."""
+    before = ("Pad", ["x", "p"], "e", {"mode": "wrap"})
+    weights = {"w": np.ones((1, 1, 3, 3), np.float32), "p": np.int64([0, 0, 1, 1, 0, 0, 1, 1])}
+    error = bound(graph([before, ("Conv", ["e", "w"], "y", {})], weights, (1, 2, 2)))
+    assert error.slope == pytest.approx(gamma(9 + 2) * 9, rel=1e-6)
+
+
 def test_as_many_terms_count_as_meet_in_one_number_and_a_bias_counts_in_every_pixel():
     for op, shape, terms, pixels in (("Conv", (3, 2, 2, 2), 8, 9), ("ConvTranspose", (2, 3, 2, 2), 8, 25)):
         kernel = np.zeros(shape, np.float32)
