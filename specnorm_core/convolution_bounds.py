@@ -17,8 +17,10 @@ The symbol is summed directly, not by an FFT, so its rounding error has a proved
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
+from typing import ParamSpec
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +33,7 @@ from specnorm_core.ritz import rayleigh_lower, ritz
 from specnorm_core.roundoff import Real, gamma, scaled_array, unscale, up
 from specnorm_core.symbol_bounds import grid_upper
 
+P = ParamSpec("P")
 GRIDS = {1: 512, 2: 64, 3: 16}  # most frequencies per axis and degree when the size is unknown: off by 2e-5, 0.24 %, 6 %
 COARSER = (32, 16, 8)  # where these cost too much: off by 1 %, 4 %, 17 % in 2-D
 BUDGET = 2.0**38  # multiplications that a grid may cost; beyond it a coarser one with its factor has to do
@@ -38,37 +41,6 @@ SMALL = 512  # rows or columns up to which an operator is proved as a matrix
 BORDERED = 2048  # the same where a border copies pixels, for which nothing else is tight
 IMAGE = 16  # side of the image on which the estimate is made when no size is given
 WIDE = 2**18  # entries of a kernel above which the estimate takes a smaller image and shorter numbers
-
-
-def conv_sigma_upper(
-    kernel: ArrayLike,
-    *,
-    input_size: Sequence[int] | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: Padding = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    padding_mode: str = "zeros",
-) -> float:
-    """Return a number that is proved to be at least the operator norm of the convolution, rounding included.
-
-    A transposed convolution is the adjoint of the convolution with the same kernel: give the size of its *output* as ``input_size``.
-
-    Args:
-        kernel: ``(out, in / groups, *taps)``.
-        input_size: pixels per axis, without padding; None: the bound holds for every size.
-        stride: pixels between windows.
-        padding: pixels on both sides, per axis or as pairs (before, after).
-        dilation: pixels between taps.
-        groups: blocks of channels that do not mix.
-        padding_mode: one of ``COPIES``.
-
-    Raises:
-        ValueError: a kernel that is not finite or empty, or options that do not describe a convolution.
-    """
-    return prove_conv_sigma(
-        kernel, input_size=input_size, stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=padding_mode
-    ).value
 
 
 def prove_conv_sigma(
@@ -82,10 +54,22 @@ def prove_conv_sigma(
     padding_mode: str = "zeros",
     deadline: Deadline = NEVER,
 ) -> Proved:
-    """Return what `conv_sigma_upper` does, in time; a looser bound where that is not enough.
+    """Return a number that is proved to be at least the operator norm of the convolution, rounding included, and what makes it looser.
+
+    A transposed convolution is the adjoint of the convolution with the same kernel: give the size of its *output* as ``input_size``.
+
+    Args:
+        kernel: ``(out, in / groups, *taps)``.
+        input_size: pixels per axis, without padding; None: the bound holds for every size.
+        stride: pixels between windows.
+        padding: pixels on both sides, per axis or as pairs (before, after).
+        dilation: pixels between taps.
+        groups: blocks of channels that do not mix.
+        padding_mode: one of ``COPIES``.
+        deadline: when a looser bound has to do.
 
     Raises:
-        ValueError: as above.
+        ValueError: a kernel that is not finite or empty, or options that do not describe a convolution.
     """
     K, exponent = scaled_array(kernel)
     geometry = geometry_of(K, stride=stride, padding=padding, dilation=dilation, groups=groups, mode=padding_mode, size=input_size)
@@ -95,9 +79,26 @@ def prove_conv_sigma(
     copies = COPIES[padding_mode](geometry, size)
     if size is not None and is_small(K, geometry, size, SMALL if copies == 1 else BORDERED):
         return Proved(unscale(matrix_upper(K, geometry, size), exponent))
+    if geometry.mode == "circular" and (size is None or any(n % s for n, s in zip(size, geometry.stride, strict=True))):
+        # Blocks may not close around the torus, and taps of several places in a block meet one pixel; leaving out pixels lowers the norm.
+        geometry = replace(geometry, stride=(1,) * len(geometry.taps))
     crude = min(young(K, groups), schur(K, geometry))
     bound, looser = symbol_upper(K, geometry, size, crude, deadline)
     return Proved(unscale(bound if copies == 1 else up(bound * up(math.sqrt(copies))), exponent), looser)
+
+
+def value_of(prove: Callable[P, Proved]) -> Callable[P, float]:
+    """Return a function of the same arguments that gives what is proved alone."""
+
+    @wraps(prove)
+    def value(*arguments: P.args, **options: P.kwargs) -> float:
+        return prove(*arguments, **options).value
+
+    return value
+
+
+conv_sigma_upper = value_of(prove_conv_sigma)
+"""The bound of `prove_conv_sigma` alone."""
 
 
 def matricised_sigma_upper(kernel: ArrayLike) -> float:
@@ -232,10 +233,6 @@ def polyphase(K: Real, geometry: Geometry) -> Real:
 
 def symbol_upper(K: Real, geometry: Geometry, size: tuple[int, ...] | None, crude: float, deadline: Deadline) -> Proved:
     """Return an upper bound of the norm without border copies, from the symbol on the finest grid of frequencies that can be paid for."""
-    if geometry.mode == "circular" and (size is None or any(n % s for n, s in zip(size, geometry.stride, strict=True))):
-        geometry = replace(
-            geometry, stride=(1,) * len(geometry.taps)
-        )  # blocks may not close around the torus; leaving out pixels lowers the norm
     P = polyphase(K, geometry)
     wanted = grids(P, None if size is None else blocks(geometry, size))
     paid = [pair for pair in wanted if cost(P, pair[0]) <= BUDGET] or wanted[-1:]

@@ -1,5 +1,6 @@
 """Every layer against the matrix of the plain PyTorch layer: sigma, output, gradient through an SVD, and the bound that is shown."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -8,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 import specnorm_core as sn
-from specnorm_core import norms
+from specnorm_core import bounds, norms
 from specnorm_core.layers import SpectralConvolution
 from specnorm_core.norms import converge, sigma_upper
 
@@ -132,6 +133,16 @@ def test_the_bound_of_a_drawn_convolution_holds(data):
         assert unsized(layer, layer.weight) >= exact * (1 - 1e-13)
     except ValueError as error:
         assert "no bound for every size" in str(error)  # noqa: PT017  # other errors fail
+
+
+def test_taps_that_meet_one_pixel_around_a_circle_count_together():
+    """On a circle of two pixels, taps 0 and 2 read the same one, though a stride of 3 puts them in different places of a block."""
+    kernel = np.ones((1, 1, 2))
+    options = {"stride": 3, "dilation": 2, "padding": 1, "padding_mode": "circular"}
+    assert bounds.conv_sigma_upper(kernel, **options) >= 2.0
+    assert bounds.conv_sigma_upper(kernel, input_size=(2,), **options) >= 2.0
+    wide = np.ones((600, 600, 2))  # too wide to be proved as a matrix
+    assert bounds.conv_sigma_upper(wide, input_size=(2,), **options) >= 1200.0
 
 
 def test_circular_padding_wider_than_the_window_shows_no_bound_without_a_size():
