@@ -155,7 +155,8 @@ def table(n, batch, kind, names, runs):
     once = {name: (step(), seconds(step, 1)[0])[1] for name, step in steps.items()}
     repeats = {name: max(1, min(50, int(0.25 / once[name]))) for name in names}
     times = [{name: seconds(step, repeats[name]) for name, step in steps.items()} for _ in range(runs)]
-    memory = {name: peak(CANDIDATES[name](make, n, x)) for name in names}  # fresh: without gradients that the step would free first
+    # Fresh ones, without gradients that the step would free first; of three, since the profiler now and then loses what a step allocated.
+    memory = {name: max(peak(CANDIDATES[name](make, n, x)) for _ in range(3)) for name in names}
     first = names[0]
     clock, processor = (statistics.median(run[first][at] for run in times) * 1e3 for at in (0, 1))
     plain = f"{first} {clock:.2f} ms ({processor:.2f} of the processor), {memory[first] / 2**20:.2f} MiB"
