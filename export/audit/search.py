@@ -1,9 +1,11 @@
 """How large the constant is at least: a search for two inputs whose outputs lie far apart. A bound from below, beside those from above."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -13,11 +15,12 @@ from export.audit.report import Report
 from specnorm_core.deadline import Deadline
 
 Real = NDArray[np.float64]
+T = TypeVar("T")
 
 WIDEST = 1024
 """Most numbers in an input for which every direction is tried; of a wider one, a few at a time."""
 DIRECTIONS = 8
-"""That are tried at once in a wide input, beside the best so far."""
+"""That are tried at once in a wide input, beside the best so far; fewer where the model is so slow that a round would outlast the time."""
 KEPT = 4
 """Of the best directions, that the next round tries again beside new ones."""
 SCALES = (1.0, 0.1, 10.0)
@@ -160,16 +163,19 @@ class Search:
         """Return the same of a wide input, where every round tries a few directions and the best ones of the rounds before."""
         size = len(self.box[0])
         reach = (size / WIDEST) ** 0.5  # differences that the rounding of so long a row does not cover
+        _, run = timed(lambda: self.outputs(self.inside(self.centre())[None]))
+        count = int(min(DIRECTIONS, max(2, self.deadline.left() / (4 * run))))
         for scale in SCALES * starts:
             start = self.inside(self.centre() + rng.standard_normal(size) * scale)
             for output in self.outputs.names:
                 x, held = start, np.zeros((0, size))
                 for _ in range(rounds):
-                    some = np.concatenate([held, [pattern(rng, self.outputs.row, place) for place in range(DIRECTIONS)]])
+                    some = np.concatenate([held, [pattern(rng, self.outputs.row, place) for place in range(count)]])
                     directions = np.linalg.qr(some.T)[0].T
-                    held = self.leading(x, directions, output, scale * reach * 2.0**-4)[:KEPT]
-                    x = self.along(x, output, held[0], scale * reach, places=3)
-                    if self.over():
+                    held, first = timed(partial(self.leading, x, directions, output, scale * reach * 2.0**-4))
+                    held = held[:KEPT]
+                    x, then = timed(partial(self.along, x, output, held[0], scale * reach, places=3))
+                    if self.over() or self.deadline.left() < first + then:
                         return self.found()
         return self.found()
 
@@ -198,6 +204,13 @@ class Search:
         """Return the middle of the box; 0 where there is none."""
         low, high = (np.where(np.isfinite(side), side, 0.0) for side in self.box)
         return low / 2 + high / 2
+
+
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """Return what a call returns, and how many seconds it took."""
+    begun = time.perf_counter()
+    found = call()
+    return found, time.perf_counter() - begun
 
 
 def pattern(rng: np.random.Generator, row: tuple[int, ...], place: int) -> Real:
