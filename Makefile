@@ -13,7 +13,7 @@ help:  ## Say what there is to make
 	@sed -n 's/^\([a-z-]*\):  ## /\1\t/p' Makefile | expand -t 16
 
 serve:  ## The service with a trained demo model (PORT=9000 WORKSPACE=dir)
-	$(SETUP) .venv cpu,train
+	$(SETUP) .venv cpu,train,privacy
 	@exec $(BIN)/specnorm serve --demo --workspace "$(WORKSPACE)" --port "$(PORT)" $(ARGS)
 
 test:  ## Every test that needs no more than Python packages (ARGS="-k name")
